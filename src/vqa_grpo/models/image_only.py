@@ -1,0 +1,24 @@
+"""Let image-and-video processors work for images alone where torchvision is missing.
+
+Without torchvision, transformers 5.23 cannot build the video processor of Qwen2-VL, Qwen2.5-VL and others, and
+then refuses the whole processor; the torchvision wheel on PyPI does not load beside a CPU build of torch. The
+image half needs neither. Remove once transformers makes the video processor optional by itself.
+"""
+
+from __future__ import annotations
+
+
+def install() -> None:
+    """Drop the video processor from processors' parts. Does nothing where torchvision is there, or twice."""
+    from transformers.processing_utils import ProcessorMixin
+    from transformers.utils import is_torchvision_available
+
+    if is_torchvision_available() or getattr(ProcessorMixin, "video_processor", 0) is None:
+        return
+    parts = ProcessorMixin.get_attributes.__func__
+
+    def get_attributes(cls: type) -> list[str]:
+        return [part for part in parts(cls) if part != "video_processor"]
+
+    ProcessorMixin.get_attributes = classmethod(get_attributes)
+    ProcessorMixin.video_processor = None
