@@ -224,7 +224,9 @@ def _explain(problem: Any) -> str:
         known = _known_keys(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, 0.5)
         return f"unknown key {place}" + (f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
+    message = problem["msg"].removeprefix("Value error, ")
+    # A whole section as the offending value says nothing more, and could hold what must not be printed.
+    return f"{place}: {message}" + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
 
 
 def _known_keys(path: tuple[Any, ...]) -> list[str]:
