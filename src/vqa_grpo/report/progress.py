@@ -107,3 +107,26 @@ def _rich_bar() -> Any:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True))
+
+
+STEP_PREFIX = "@step "
+
+
+def announce(step: str, event: str, **facts: Any) -> None:
+    """Tell a listening runner that a step begins, ends, is reused or failed; a plain line elsewhere."""
+    if os.environ.get("VQA_GRPO_PROGRESS") == "lines":
+        print(f"{STEP_PREFIX}{json.dumps({'step': step, 'event': event, **facts})}", flush=True)
+    else:
+        details = ", ".join(f"{key} {value}" for key, value in facts.items())
+        print(f"{step}: {event}" + (f" ({details})" if details else ""), file=sys.stderr, flush=True)
+
+
+def read_step(line: str) -> dict[str, Any] | None:
+    """The announcement in a line of output, or None for any other line."""
+    if not line.lstrip().startswith(STEP_PREFIX):
+        return None
+    try:
+        event = json.loads(line.lstrip()[len(STEP_PREFIX) :])
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and {"step", "event"} <= set(event) else None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa_grpo.contract.failure import DataError, RetryError
-from vqa_grpo.storage.store import Store, explain_os_error, normalise, open_store
+from vqa_grpo.storage.store import Store, explain_os_error, is_remote, open_store
 
 READY = "READY"
 MANIFEST = "manifest.json"
@@ -146,7 +146,12 @@ def fetch(uri: str, cache: Path) -> Path:
 
 
 def is_published(uri: str) -> bool:
-    return open_store(normalise(uri)).read(READY) is not None
+    return open_store(uri).read(READY) is not None
+
+
+def looks_published(name: str) -> bool:
+    """Whether a model's or data set's name is a storage URI, rather than a plain folder or a hub name."""
+    return is_remote(name) or (Path(name) / READY).is_file()
 
 
 def describe(folder: Path) -> dict[str, dict[str, Any]]:
