@@ -55,7 +55,9 @@ def predict(
     total = len(dataset)
     done = 0
     for window in _windows(dataset, batch_size * WINDOW_BATCHES):
-        window.sort(key=lambda row: _expected_length(row, prompt), reverse=True)  # the longest first: memory fails early
+        window.sort(
+            key=lambda row: _expected_length(row, prompt), reverse=True
+        )  # the longest first: memory fails early
         for start in range(0, len(window), batch_size):
             batch = window[start : start + batch_size]
             for row, tokens in zip(batch, _complete(model, processor, batch, prompt), strict=True):
@@ -99,7 +101,9 @@ def sample_rows(dataset: datasets.Dataset, n: int, seed: int) -> datasets.Datase
     if n == 0:
         return dataset
     ids = list(dataset["id"])
-    ranked = sorted(range(len(ids)), key=lambda index: (hashlib.sha256(f"{seed}:{ids[index]}".encode()).digest(), index))
+    ranked = sorted(
+        range(len(ids)), key=lambda index: (hashlib.sha256(f"{seed}:{ids[index]}".encode()).digest(), index)
+    )
     return dataset.select(ranked[:n])
 
 
