@@ -19,24 +19,8 @@ RETRIES = 2
 
 def resolve(parameters: dict[str, Any]) -> dsl.PipelineTask:
     """The uncached first task; `parameters` are the pipeline's own, by name."""
-    task = resolve_source(
-        config=parameters["config"],
-        overrides=parameters["overrides"],
-        flags={
-            "data.source": parameters["source"],
-            "model.base": parameters["base_model"],
-            "seed": parameters["seed"],
-            "job.num_nodes": parameters["num_nodes"],
-            "job.gpus_per_node": parameters["gpus_per_node"],
-            "registry.model_name": parameters["registered_model"],
-            "registry.tracking_uri": parameters["tracking_uri"],
-        },
-        output_root=parameters["output_root"],
-        pipeline_root=dsl.PIPELINE_ROOT_PLACEHOLDER,
-        run_id=parameters["run_id"],
-        job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-        code=parameters["code"],
-    )
+    own = {name: channel for name, channel in parameters.items() if name != "trainer_image"}
+    task = resolve_source(**own, pipeline_root=dsl.PIPELINE_ROOT_PLACEHOLDER, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
     return _small(task, cached=False)
 
 
