@@ -62,7 +62,7 @@ def sweep(run_id: str, api: ClusterApi | None = None, namespace: str = "") -> li
         for job in api.jobs(f"{RUN_LABEL}={run_label(run_id)}"):
             if _finished(job):
                 continue
-            with suppress_missing():
+            with _missing_is_fine():
                 api.delete(job["metadata"]["name"])
                 deleted.append(job["metadata"]["name"])
     except ApiError as error:
@@ -204,8 +204,11 @@ class _ClusterJob:
         if self._clock() < self._deadline:
             return
         if self._ours:
-            with suppress_missing():
-                self._patiently(lambda: self._api.delete(self.spec.name), "delete")
+            try:
+                with _missing_is_fine():
+                    self._patiently(lambda: self._api.delete(self.spec.name), "delete")
+            except ApiError as error:
+                raise _refused(error, self.spec) from error
         text = (
             f"job {self.spec.name} deleted after {self.spec.timeout_seconds} s: raise job.timeout_seconds if it was at "
             "work, or free the nodes that it waited for"
@@ -339,7 +342,7 @@ def _refused(error: ApiError, spec: JobSpec) -> StepError:
 
 
 @contextmanager
-def suppress_missing() -> Iterator[None]:
+def _missing_is_fine() -> Iterator[None]:
     """Deleting what is gone is no error."""
     try:
         yield

@@ -26,7 +26,7 @@ class ApiError(Exception):
 
     @property
     def transient(self) -> bool:
-        # 401: a service account's token is replaced about every hour, and the client reads the new one on the next call.
+        # 401: a service account's token is replaced about hourly; the client reads the new one on the next call.
         return self.status in (0, 401, 408, 429) or self.status >= 500
 
 

@@ -23,6 +23,7 @@ from vqa_grpo.jobs.spec import JobSpec
 GRACE_SECONDS = 45.0  # torchrun itself allows its workers 30
 _TAIL = 60  # lines kept for the verdict; torchrun's report is about 20
 _POLL_SECONDS = 0.1
+_KILL_SECONDS = 10.0  # a process that holds a GPU takes its time to die
 _MARK = "VQA_GRPO_JOB"
 
 
@@ -116,14 +117,17 @@ def _kill_all(process: subprocess.Popen[bytes], mark: str) -> None:
     torchrun gives each worker a session of its own, so neither the process group nor, once torchrun is dead, the
     family tree finds them: the mark in their environment does.
     """
-    for _ in range(10):  # a process may have started another meanwhile
+    if process.poll() is None:
+        process.kill()
+    give_up = time.monotonic() + _KILL_SECONDS
+    while time.monotonic() < give_up:  # again, for a process may have started another meanwhile
         left = [p for p in psutil.process_iter() if _has_mark(p, mark)]
         for survivor in left:
             with suppress(psutil.Error):
                 survivor.kill()
         if not left:
             break
-        psutil.wait_procs(left, timeout=1)
+        time.sleep(_POLL_SECONDS)
     process.wait()
 
 

@@ -16,7 +16,7 @@ _UNSPECIFIC = (FailureReason.INTERNAL, FailureReason.CANCELLED)  # also what a p
 
 
 def reason_behind(exit_code: int, lines: Sequence[str]) -> FailureReason:
-    """The reason for a failed process. torchrun exits 1 whatever its workers did, and names their code in its output."""
+    """The reason for a failed process. torchrun exits 1 whatever its workers did, and prints their codes."""
     if exit_code == 1:
         # Its report ends with the root cause.
         codes = [int(match[1]) for line in lines if (match := _TORCHRUN_EXIT.match(line))]
