@@ -14,7 +14,7 @@ from vqa_grpo.components.resolve_source import resolve_source
 from vqa_grpo.components.train_model import train_model
 from vqa_grpo.components.validate_dataset import validate_dataset
 
-RETRIES = 2
+RETRIES = 2  # a run on one's own machine sets 0 before it imports a pipeline: there the person retries
 
 
 def resolve(parameters: dict[str, Any]) -> dsl.PipelineTask:
@@ -63,11 +63,25 @@ def finish(output_root: Any, run_id: Any) -> dsl.PipelineTask:
 
 def _small(task: dsl.PipelineTask, cached: bool) -> dsl.PipelineTask:
     """A task that moves bytes or waits. Every step is safe to run twice, so a lost node costs a retry only."""
-    task.set_caching_options(cached).set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0)
-    return task.set_cpu_request("1").set_cpu_limit("2").set_memory_request("2Gi").set_memory_limit("4Gi")
+    return (
+        _retried(task.set_caching_options(cached))
+        .set_cpu_request("1")
+        .set_cpu_limit("2")
+        .set_memory_request("2Gi")
+        .set_memory_limit("4Gi")
+    )
 
 
 def _large(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """A task that runs a model itself."""
-    task.set_caching_options(False).set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0)
-    return task.set_cpu_request("2").set_cpu_limit("4").set_memory_request("6Gi").set_memory_limit("12Gi")
+    return (
+        _retried(task.set_caching_options(False))
+        .set_cpu_request("2")
+        .set_cpu_limit("4")
+        .set_memory_request("6Gi")
+        .set_memory_limit("12Gi")
+    )
+
+
+def _retried(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    return task.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0) if RETRIES else task
