@@ -159,7 +159,7 @@ def convert_dataset(data_config: str, fingerprint: str, root: str, code: str) ->
     def build(folder: Path) -> dict[str, Any]:
         source = _unchanged_source(data.source, fingerprint)
         rule = convert.SplitRule(data.split_seed, data.validation_fraction, data.test_fraction)
-        return asdict(convert.convert(source, rule, folder / "dataset", data.limit))
+        return asdict(convert.convert(source, rule, folder, data.limit))
 
     uri = step_uri(root, _data_key(data_config, fingerprint, code), "convert")
     result = _once("convert", uri, build)
@@ -549,7 +549,7 @@ def _cache() -> Path:
 
 
 def _dataset_folder(uri: str) -> Path:
-    return publish.fetch(uri, _cache()) / "dataset"
+    return publish.fetch(uri, _cache())
 
 
 def _model_folder(name: str) -> str:

@@ -94,7 +94,7 @@ def fetched(name: str, arguments: Arguments) -> str:
         return name
     from vqa_grpo.storage.publish import fetch
 
-    cache = Path(arguments.vqa.cache_dir or "~/.cache/vqa-grpo").expanduser()
+    cache = Path(arguments.vqa.cache_dir or os.environ.get("VQA_GRPO_CACHE") or "~/.cache/vqa-grpo").expanduser()
     # The first process of each host fetches, and the others find it there.
     with arguments.grpo.main_process_first(local=True, desc="fetch"):
         return str(fetch(name, cache))
