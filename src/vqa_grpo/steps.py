@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 from vqa_grpo import config as configuration
 from vqa_grpo.config import RunConfig
 from vqa_grpo.contract import prompt as prompts
-from vqa_grpo.contract.failure import ConfigurationError, StepError
+from vqa_grpo.contract.failure import ConfigurationError, FailureReason, StepError
 from vqa_grpo.contract.layout import key_of, step_uri
 from vqa_grpo.report.progress import announce, emit
 from vqa_grpo.storage import publish
@@ -47,8 +47,15 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
             announce(function.__name__, "failed", error=str(error), reason=str(error.reason))
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(error.reason.exit_code) from None
+        except Exception as error:  # a mistake of ours: the traceback goes to the log, one line to the person
+            announce(function.__name__, "failed", error=_one_line(error), reason=str(FailureReason.INTERNAL))
+            raise
 
     return run
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 # --- resolve ----------------------------------------------------------------------------------------------------

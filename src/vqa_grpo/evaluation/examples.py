@@ -6,7 +6,6 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqa_grpo.evaluation.score import read_predictions
 from vqa_grpo.report.pictures import thumbnail
 
 if TYPE_CHECKING:
@@ -19,12 +18,13 @@ _KINDS = {(False, True): "repaired", (True, False): "broken", (True, True): "rig
 def choose(base: Path, tuned: Path, rows: datasets.Dataset, per_kind: int = PER_KIND) -> list[dict[str, Any]]:
     """The first few of each kind, in the order of the sample, which is already random. JSON-ready."""
     import datasets
+    import pyarrow.parquet as pq
 
-    before = {row["id"]: row for row in read_predictions(base)}
+    before = {row["id"]: row for row in pq.read_table(base).to_pylist()}
     pictures = rows.cast_column("image", datasets.Image(decode=False))
     place = {identity: number for number, identity in enumerate(pictures["id"])}
     chosen: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS.values()}
-    for after in read_predictions(tuned):
+    for after in pq.read_table(tuned).to_pylist():
         first = before[after["id"]]
         kind = chosen[_KINDS[(first["correct"], after["correct"])]]
         if len(kind) < per_kind:
