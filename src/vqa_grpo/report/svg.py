@@ -132,7 +132,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers that enclose low and high; at least two, so that an axis always has a length.
 
     >>> _ticks(0, 1, 4), _ticks(3, 3, 4), _ticks(0.12, 0.47, 4)
-    ([0.0, 0.5, 1.0], [2.0, 3.0, 4.0], [0.1, 0.2, 0.3, 0.4, 0.5])
+    ([0.0, 0.5, 1.0], [2.0, 2.5, 3.0, 3.5, 4.0], [0.1, 0.2, 0.3, 0.4, 0.5])
     """
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         spread = abs(low) / 3 or 1.0
