@@ -45,6 +45,7 @@ def test_a_clear_gain_is_promoted_and_every_reason_has_its_numbers(good):
         ({"type": (-0.06, [-0.13, 0.01])}, {}, "promote"),  # within noise
         ({"type": (-0.04, [-0.05, -0.03])}, {}, "promote"),  # real, but allowed
         ({"type": (-0.05, [-0.06, -0.04])}, {}, "promote"),  # just allowed
+        ({"type": (0.7 - 0.75, [-0.06, -0.04])}, {}, "promote"),  # the same, a rounding error lower
         ({"type": (-0.06, [-0.1, -0.02])}, {"max_type_drop": 0.1}, "promote"),
     ],
 )

@@ -131,10 +131,11 @@ def test_a_model_folders_own_sampling_settings_do_not_apply(tiny_vlm, questions,
     assert run(with_generation_settings(tiny_vlm, tmp_path / "own", **settings), questions) == predictions
 
 
-def test_a_completion_ends_at_any_end_token_of_the_model_folder(tiny_vlm, questions, tmp_path):
+@pytest.mark.parametrize("several", [True, False])
+def test_a_completion_ends_at_any_end_token_of_the_model_folder(tiny_vlm, questions, tmp_path, several):
     tokens = by_hand(tiny_vlm, questions[0], 12)
     end = next(token for token in tokens[2:] if token not in tokens[:2])
-    folder = with_generation_settings(tiny_vlm, tmp_path / "ends", eos_token_id=[2, end])
+    folder = with_generation_settings(tiny_vlm, tmp_path / "ends", eos_token_id=[2, end] if several else end)
     prediction = run(folder, questions)["row-0"]
     assert prediction.completion_tokens == tokens.index(end) + 1
     assert "cut off" not in prediction.explanation

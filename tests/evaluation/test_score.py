@@ -62,18 +62,19 @@ def row(question, answer, source="easy_vqa/color", options=None):
 
 
 def test_blind_level_gives_the_commonest_training_answer_to_the_same_question():
+    shape = "easy_vqa/shape"
     train = [
-        row("color?", "red"),
-        row("color?", "red"),
-        row("color?", "blue"),
-        row("shape?", "circle", "easy_vqa/shape"),
+        *[row("color?", "red")] * 3,
+        *[row("color?", "blue")] * 2,
+        *[row("what hue?", "blue")] * 2,
+        *[row("shape?", "circle", shape)] * 5,
     ]
     test = [
         row("color?", "red"),
-        row("color?", "blue"),
-        row("which color?", "red"),  # never asked: the commonest answer of its type
-        row("is it round?", "red", "easy_vqa/new"),  # a type never seen: the commonest answer of all
-        row("shape?", "square", "easy_vqa/shape"),
+        row("color?", "blue"),  # the commonest of its type, but not of its question
+        row("which color?", "blue"),  # never asked: the commonest answer of its type
+        row("is it round?", "circle", "easy_vqa/new"),  # a type never seen: the commonest answer of all
+        row("shape?", "square", shape),
     ]
     blind = blind_level(train, test)
     assert blind.n == 5
