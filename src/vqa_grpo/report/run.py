@@ -87,7 +87,7 @@ def headline(report: RunReport) -> str:
 
 
 def _split(group: Group) -> str:
-    if not is_number(group.from_format) or not is_number(group.from_answers):
+    if not (is_number(group.gain) and is_number(group.from_format) and is_number(group.from_answers)):
         return ""
     if min(group.from_format, group.from_answers) >= 0 and group.gain > 0:
         return f"; {100 * group.from_format:.1f} of the {100 * group.gain:.1f} points are format"
