@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -73,7 +76,21 @@ def test_test_rows_carry_nothing_that_was_made_from_answers(test: list[Record]) 
     assert all(row.reference_steps == () for row in test)
 
 
-def test_another_release_of_the_package_has_another_fingerprint(tmp_path, monkeypatch) -> None:
+def test_test_rows_stay_the_same_when_the_test_answers_are_lost(
+    test: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "images").symlink_to(easy_vqa._data() / "test" / "images")
+    questions = json.loads((easy_vqa._data() / "test" / "questions.json").read_text())
+    blank = [(question, "", picture) for question, _, picture in questions]
+    (tmp_path / "test" / "questions.json").write_text(json.dumps(blank))
+    monkeypatch.setattr(easy_vqa, "_data", lambda: tmp_path)
+    assert list(easy_vqa.records("test")) == [replace(row, answer="") for row in test]
+
+
+def test_another_release_of_the_package_has_another_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(easy_vqa, "_data", lambda: tmp_path)
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "questions.json").write_text("[]")
@@ -85,7 +102,7 @@ def test_another_release_of_the_package_has_another_fingerprint(tmp_path, monkey
     assert len({before, resized, easy_vqa.fingerprint()}) == 3
 
 
-def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeypatch) -> None:
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(easy_vqa, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'vqa-grpo\[quickstart\]'"):
         next(easy_vqa.records("train"))
