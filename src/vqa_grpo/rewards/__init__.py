@@ -1,0 +1,1 @@
+"""The scores of `scoring`, in the signature TRL calls reward functions with."""

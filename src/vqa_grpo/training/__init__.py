@@ -1,0 +1,1 @@
+"""GRPO training: `python -m vqa_grpo.training`, alone or under torchrun."""

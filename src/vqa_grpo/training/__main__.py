@@ -1,0 +1,168 @@
+"""Train: `python -m vqa_grpo.training --model_name_or_path … --dataset_name …`, or the same under torchrun.
+
+One process per device; `--help` lists every option. The exit code says why a run stopped (`contract.failure`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from vqa_grpo.contract import prompt
+from vqa_grpo.contract.failure import ConfigurationError, FailureReason, StepError
+from vqa_grpo.training.arguments import Arguments, parse
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def train(arguments: Arguments) -> Path:
+    """One run from arguments to a model folder, in the order in which things can go wrong cheaply."""
+    vqa, grpo = arguments.vqa, arguments.grpo
+    began = time.monotonic()
+    if vqa.logging_dir:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = vqa.logging_dir
+    if os.environ.get("DEBUG_MODE", "").lower() == "true":
+        os.environ.setdefault("LOG_PATH", str(Path(str(grpo.output_dir)) / "training_debug.txt"))
+
+    template = prompt.load(vqa.prompt_template)
+    dataset_folder = fetched(str(vqa.dataset_name), arguments)
+    rows = open_split(dataset_folder, template, vqa.train_split, arguments)
+    check_size(len(rows), arguments)
+    evaluated = (
+        open_split(dataset_folder, template, vqa.eval_split, arguments) if str(grpo.eval_strategy) != "no" else None
+    )
+
+    from vqa_grpo.rewards.registry import load_rewards
+
+    rewards = load_rewards(vqa.reward_funcs)
+
+    from vqa_grpo.training import policy
+
+    source = fetched(str(arguments.model.model_name_or_path), arguments)
+    policy.check_source(source)
+    model = policy.load(source, arguments)
+    processor = load_processor(source, arguments)
+
+    from transformers import PrinterCallback
+    from trl import GRPOTrainer
+
+    from vqa_grpo.training import progress
+
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=rewards,
+        args=grpo,
+        train_dataset=rows,
+        eval_dataset=evaluated,
+        processing_class=processor,
+        peft_config=policy.peft_config(arguments),
+    )
+    if progress.lines_wanted():
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(progress.ProgressLines(progress.emit))
+
+    trainer.train(resume_from_checkpoint=grpo.resume_from_checkpoint)
+
+    folder = policy.save(trainer, source, arguments)
+    if trainer.is_world_process_zero():
+        from vqa_grpo.training import output
+
+        facts = {
+            "kind": "model",
+            "model": arguments.model.model_name_or_path,
+            "dataset": vqa.dataset_name,
+            "rows": len(rows),
+            "steps": trainer.state.global_step,
+            "processes": trainer.accelerator.num_processes,
+            "distributed": trainer.accelerator.distributed_type.value,
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        record = output.write_records(folder, arguments, template, trainer.state.log_history, facts)
+        if vqa.publish_uri:
+            output.publish(vqa.publish_uri, folder, record)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def fetched(name: str, arguments: Arguments) -> str:
+    """A local path for anything that is published in storage; any other name stays as it is."""
+    if "://" not in name and not (Path(name) / "READY").is_file():
+        return name
+    from vqa_grpo.storage.publish import fetch
+
+    cache = Path(arguments.vqa.cache_dir or os.environ.get("VQA_GRPO_CACHE") or "~/.cache/vqa-grpo").expanduser()
+    # The first process of each host fetches, and the others find it there.
+    with arguments.grpo.main_process_first(local=True, desc="fetch"):
+        return str(fetch(name, cache))
+
+
+def open_split(folder: str, template: prompt.PromptTemplate, split: str, arguments: Arguments) -> Any:
+    from vqa_grpo.training.data import open_rows
+
+    return open_rows(Path(folder), template, split, arguments.vqa.reward_funcs, str(arguments.vqa.dataset_name))
+
+
+def check_size(rows: int, arguments: Arguments) -> None:
+    grpo = arguments.grpo
+    prompts = grpo.generation_batch_size // grpo.num_generations
+    if rows < prompts:
+        raise ConfigurationError(
+            f"--dataset_name {arguments.vqa.dataset_name} has {rows} rows, but one round takes {prompts} "
+            f"({grpo.generation_batch_size} completions in groups of {grpo.num_generations}): make the batch smaller"
+        )
+
+
+def load_processor(source: str, arguments: Arguments) -> Any:
+    from vqa_grpo.models.load import load_processor
+
+    try:
+        return load_processor(source, arguments.vqa.min_pixels, arguments.vqa.max_pixels)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the processor of {source}: {' '.join(str(error).split())[:400]}") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run and return the exit code; whatever goes wrong ends in one line on stderr."""
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        if RANK == 0:
+            for note in arguments.notes:
+                print(f"note: {note}", file=sys.stderr, flush=True)
+        train(arguments)
+    except Exception as error:
+        reason = reason_for(error)
+        if reason in (FailureReason.INTERNAL, FailureReason.OUT_OF_MEMORY):
+            traceback.print_exc()
+        where = f" (rank {RANK})" if RANK else ""
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(
+            f"error: {text if isinstance(error, StepError) else f'{type(error).__name__}: {text}'}{where}",
+            file=sys.stderr,
+        )
+        return reason.exit_code
+    finally:
+        leave_group()
+    return 0
+
+
+def reason_for(error: BaseException) -> FailureReason:
+    if isinstance(error, StepError):
+        return error.reason
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return FailureReason.OUT_OF_MEMORY
+    return FailureReason.INTERNAL
+
+
+def leave_group() -> None:
+    """Without this a finished DDP run ends with SIGABRT, which reads as a crash."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

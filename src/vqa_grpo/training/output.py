@@ -1,0 +1,76 @@
+"""What a finished run leaves beside the weights, and how it is published."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vqa_grpo
+from vqa_grpo.contract.prompt import PromptTemplate
+
+if TYPE_CHECKING:
+    from vqa_grpo.training.arguments import Arguments
+
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "vllm")
+# A pickle of the arguments that Trainer writes: training.json says the same and is safe to open.
+UNPUBLISHED = ("training_args.bin",)
+
+
+def write_records(
+    folder: Path, arguments: Arguments, template: PromptTemplate, history: list[dict[str, Any]], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Write prompt.txt, history.json and training.json; returns what training.json says of the run."""
+    record = {
+        **facts,
+        "prompt_digest": template.digest,
+        "versions": versions(),
+        "notes": arguments.notes,
+        "arguments": {
+            "vqa": asdict(arguments.vqa),
+            "grpo": arguments.grpo.to_dict(),  # masks tokens
+            "model": asdict(arguments.model),
+        },
+    }
+    (folder / "prompt.txt").write_text(template.text + "\n", encoding="utf-8")
+    (folder / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+    (folder / "training.json").write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+    return record
+
+
+def versions() -> dict[str, str]:
+    found = {"vqa_grpo": vqa_grpo.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def publish(uri: str, folder: Path, record: dict[str, Any]) -> None:
+    """Publish the final model alone: checkpoints and logs lie in the same folder and stay behind."""
+    from vqa_grpo.storage.publish import publish_folder
+
+    metadata = {key: record[key] for key in ("kind", "model", "dataset", "steps", "prompt_digest", "versions")}
+    with tempfile.TemporaryDirectory(prefix=".publish-", dir=folder) as staging:
+        for path in [*folder.iterdir(), *folder.glob("adapter/*")]:
+            if path.is_file() and path.name not in UNPUBLISHED:
+                target = Path(staging) / path.relative_to(folder)
+                target.parent.mkdir(exist_ok=True)
+                _link(path, target)
+        publish_folder(uri, Path(staging), metadata)
+
+
+def _link(path: Path, target: Path) -> None:
+    """A second name for the same bytes, where the file system has hard links."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copy2(path, target)

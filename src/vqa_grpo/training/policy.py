@@ -1,0 +1,135 @@
+"""The model being trained: load it, freeze its vision tower, wrap it for LoRA, and write it out whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqa_grpo.contract.failure import ConfigurationError
+from vqa_grpo.models import image_only
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+
+    from vqa_grpo.training.arguments import Arguments
+
+# The vision tower's name in Qwen-VL and GLM-V, in LLaVA and InternVL, in Idefics and SmolVLM.
+VISION_MODULES = ("visual", "vision_tower", "vision_model")
+VISION_PATTERN = rf"(.*\.)?({'|'.join(VISION_MODULES)})(\..*)?"
+# Names that only language models use in the supported families, so that the vision tower stays as it is.
+DEFAULT_LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def check_source(source: str) -> None:
+    """Refuse a folder that holds no model, or one that runs only with code of its own."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"--model_name_or_path {source} is no model folder: config.json: {error}") from None
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ConfigurationError(
+            f"--model_name_or_path {source} has model_type {kind!r}, which transformers does not support natively; "
+            "code in a repository is never executed: use a checkpoint in transformers' own format"
+        )
+
+
+def load(source: str, arguments: Arguments) -> Any:
+    image_only.install()
+    from transformers import AutoModelForImageTextToText
+    from trl import get_quantization_config
+
+    model = arguments.model
+    options: dict[str, Any] = {"dtype": model.dtype, "revision": model.model_revision, "use_safetensors": True}
+    if model.attn_implementation:
+        options["attn_implementation"] = model.attn_implementation
+    if quantization := get_quantization_config(model):
+        # bitsandbytes packs weights as they land, so each rank loads straight onto its own device.
+        options |= {"quantization_config": quantization, "device_map": {"": arguments.grpo.device}}
+    try:
+        policy = AutoModelForImageTextToText.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"--model_name_or_path {source}: {' '.join(str(error).split())[:400]}") from error
+    if arguments.vqa.freeze_vision_modules:
+        freeze_vision(policy)
+    return policy
+
+
+def freeze_vision(model: Any) -> int:
+    """Take the vision tower out of training; returns how many parameters that are."""
+    frozen = 0
+    for name, parameter in model.named_parameters():
+        if re.fullmatch(VISION_PATTERN, name):
+            parameter.requires_grad_(False)
+            frozen += parameter.numel()
+    if not frozen:
+        raise ConfigurationError(
+            f"--freeze_vision_modules: {type(model).__name__} has no module called {', '.join(VISION_MODULES)}: "
+            "leave the option out"
+        )
+    return frozen
+
+
+def peft_config(arguments: Arguments) -> Any | None:
+    from trl import get_peft_config
+
+    config = get_peft_config(arguments.model)
+    if config is None:
+        return None
+    if config.target_modules is None and not arguments.model.lora_target_parameters:
+        config.target_modules = set(DEFAULT_LORA_TARGETS)
+    if arguments.vqa.freeze_vision_modules:
+        config.exclude_modules = VISION_PATTERN
+    return config
+
+
+def save(trainer: GRPOTrainer, source: str, arguments: Arguments) -> Path:
+    """Write the final model, whole and with its processor, into output_dir; every rank calls this.
+
+    A LoRA adapter also goes into `adapter/`, and its weights into the base model, so that what is published can
+    be loaded by anything that loads the base. The base is read again for that: the copy in memory may be
+    quantised or split over the ranks.
+    """
+    folder = Path(str(arguments.grpo.output_dir))
+    if not arguments.model.use_peft:
+        trainer.save_model(str(folder))
+        return folder
+    trainer.save_model(str(folder / "adapter"))
+    if trainer.is_world_process_zero():
+        from peft import PeftModel
+        from transformers import AutoModelForImageTextToText
+
+        with _outside_zero_init():
+            base = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=arguments.model.dtype, revision=arguments.model.model_revision, use_safetensors=True
+            )
+            PeftModel.from_pretrained(base, str(folder / "adapter")).merge_and_unload().save_pretrained(str(folder))
+        trainer.processing_class.save_pretrained(str(folder))
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+@contextlib.contextmanager
+def _outside_zero_init() -> Iterator[None]:
+    """While a ZeRO-3 configuration is alive, transformers builds every model with empty, sharded weights."""
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    config = reference() if reference is not None else None
+    if config is None:
+        yield
+        return
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
