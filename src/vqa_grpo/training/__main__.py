@@ -54,7 +54,7 @@ def train(arguments: Arguments) -> Path:
 
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=rewards,
+        reward_funcs=list(rewards),
         args=grpo,
         train_dataset=rows,
         eval_dataset=evaluated,
@@ -67,7 +67,7 @@ def train(arguments: Arguments) -> Path:
 
     trainer.train(resume_from_checkpoint=grpo.resume_from_checkpoint)
 
-    folder = policy.save(trainer, source, arguments)
+    folder = policy.save(trainer, processor, source, arguments)
     if trainer.is_world_process_zero():
         from vqa_grpo.training import output
 
@@ -107,12 +107,12 @@ def open_split(folder: str, template: prompt.PromptTemplate, split: str, argumen
 
 
 def check_size(rows: int, arguments: Arguments) -> None:
-    grpo = arguments.grpo
-    prompts = grpo.generation_batch_size // grpo.num_generations
+    batch, group = int(arguments.grpo.generation_batch_size or 0), int(arguments.grpo.num_generations or 1)
+    prompts = batch // group
     if rows < prompts:
         raise ConfigurationError(
             f"--dataset_name {arguments.vqa.dataset_name} has {rows} rows, but one round takes {prompts} "
-            f"({grpo.generation_batch_size} completions in groups of {grpo.num_generations}): make the batch smaller"
+            f"({batch} completions in groups of {group}): make the batch smaller"
         )
 
 
