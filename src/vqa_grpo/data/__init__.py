@@ -1,0 +1,1 @@
+"""Sources, checks, conversion and splits."""

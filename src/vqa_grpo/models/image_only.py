@@ -7,18 +7,21 @@ image half needs neither. Remove once transformers makes the video processor opt
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def install() -> None:
     """Drop the video processor from processors' parts. Does nothing where torchvision is there, or twice."""
     from transformers.processing_utils import ProcessorMixin
     from transformers.utils import is_torchvision_available
 
-    if is_torchvision_available() or getattr(ProcessorMixin, "video_processor", 0) is None:
+    mixin: Any = ProcessorMixin
+    if is_torchvision_available() or getattr(mixin, "video_processor", 0) is None:
         return
-    parts = ProcessorMixin.get_attributes.__func__
+    parts = mixin.get_attributes.__func__
 
     def get_attributes(cls: type) -> list[str]:
         return [part for part in parts(cls) if part != "video_processor"]
 
-    ProcessorMixin.get_attributes = classmethod(get_attributes)
-    ProcessorMixin.video_processor = None
+    mixin.get_attributes = classmethod(get_attributes)
+    mixin.video_processor = None

@@ -1,0 +1,36 @@
+"""Write the source in the guide's schema, split by picture."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from vqa_grpo.components.images import STEPS
+
+
+@dsl.component(base_image=STEPS, install_kfp_package=False)
+def convert_dataset(
+    data_config: str, fingerprint: str, root: str, code: str, dataset: dsl.Output[dsl.Dataset]
+) -> NamedTuple("Converted", dataset_uri=str, digest=str):  # type: ignore[valid-type]
+    """Convert to train, validation and test; no picture stands in two of them.
+
+    Args:
+        data_config: The configuration's data section as JSON.
+        fingerprint: What the source looked like when the run began.
+        root: Where results go.
+        code: A digest of the code that runs.
+        dataset: A small JSON file that says where the data set lies and what it holds.
+
+    Returns:
+        Where the data set is published, and the digest of its contents.
+    """
+    import json
+    from collections import namedtuple
+    from dataclasses import asdict
+
+    from vqa_grpo import steps
+
+    result = steps.guarded(steps.convert_dataset)(data_config, fingerprint, root, code)
+    with open(dataset.path, "w", encoding="utf-8") as file:
+        json.dump(asdict(result), file)
+    dataset.metadata.update({"uri": result.dataset_uri, "digest": result.digest, **result.splits})
+    return namedtuple("Converted", ("dataset_uri", "digest"))(result.dataset_uri, result.digest)

@@ -1,0 +1,37 @@
+"""Check every row of the source."""
+
+from kfp import dsl
+
+from vqa_grpo.components.images import STEPS
+
+
+@dsl.component(base_image=STEPS, install_kfp_package=False)
+def validate_dataset(
+    data_config: str,
+    fingerprint: str,
+    root: str,
+    code: str,
+    report: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
+    """Check the source row by row and refuse it when too many rows are unusable.
+
+    Args:
+        data_config: The configuration's data section as JSON.
+        fingerprint: What the source looked like when the run began.
+        root: Where results go.
+        code: A digest of the code that runs.
+        report: Counts of rows, pictures and problems.
+        metrics: Rows and unusable rows.
+
+    Returns:
+        The URI of the published report.
+    """
+    from vqa_grpo import steps
+
+    result = steps.guarded(steps.validate_dataset)(data_config, fingerprint, root, code)
+    with open(report.path, "w", encoding="utf-8") as file:
+        file.write(result.markdown)
+    metrics.log_metric("rows", result.rows)
+    metrics.log_metric("unusable_rows", result.invalid)
+    return result.report_uri

@@ -1,0 +1,1 @@
+"""How the steps are wired into pipelines."""

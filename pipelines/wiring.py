@@ -1,0 +1,73 @@
+"""The tasks that both pipelines share, with resources, retries and caching said once."""
+
+from typing import Any
+
+from kfp import dsl
+
+from vqa_grpo.components.convert_dataset import convert_dataset
+from vqa_grpo.components.decide_promotion import decide_promotion
+from vqa_grpo.components.evaluate_models import evaluate_models
+from vqa_grpo.components.finish_run import finish_run
+from vqa_grpo.components.prepare_model import prepare_model
+from vqa_grpo.components.register_model import register_model
+from vqa_grpo.components.resolve_source import resolve_source
+from vqa_grpo.components.train_model import train_model
+from vqa_grpo.components.validate_dataset import validate_dataset
+
+RETRIES = 2
+
+
+def resolve(parameters: dict[str, Any]) -> dsl.PipelineTask:
+    """The uncached first task; `parameters` are the pipeline's own, by name."""
+    own = {name: channel for name, channel in parameters.items() if name != "trainer_image"}
+    task = resolve_source(**own, pipeline_root=dsl.PIPELINE_ROOT_PLACEHOLDER, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    return _small(task, cached=False)
+
+
+def train_and_register(resolved: dsl.PipelineTask, trainer_image: Any) -> None:
+    """Everything between knowing the source and a registered model."""
+    found = resolved.outputs
+    data = {name: found[name] for name in ("data_config", "fingerprint", "root", "code")}
+    run = {name: found[name] for name in ("config", "run_id", "root")}
+    validated = _small(validate_dataset(**data), cached=True)
+    converted = _small(convert_dataset(**data), cached=True)
+    dataset_uri = converted.outputs["dataset_uri"]
+    prepared = _large(prepare_model(config=found["config"], dataset_uri=dataset_uri, root=found["root"]))
+    prepared.after(validated)
+    base = prepared.outputs["base"]
+    trained = _small(train_model(**run, dataset_uri=dataset_uri, base=base, trainer_image=trainer_image), cached=False)
+    model_uri = trained.outputs["Output"]
+    evaluated = _large(evaluate_models(**run, dataset_uri=dataset_uri, base=base, model_uri=model_uri))
+    identity = {name: found[name] for name in ("fingerprint", "code")}
+    decided = decide_promotion(**run, **identity, evaluation_uri=evaluated.outputs["Output"])
+    _small(decided, cached=False)
+    with dsl.If(decided.outputs["Output"] == True, name="promote"):  # noqa: E712 - builds a condition
+        _small(register_model(**run).after(decided), cached=False)
+
+
+def check(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """A small question that must be asked anew in every run."""
+    return _small(task, cached=False)
+
+
+def finish(output_root: Any, run_id: Any) -> dsl.PipelineTask:
+    task = finish_run(
+        output_root=output_root,
+        pipeline_root=dsl.PIPELINE_ROOT_PLACEHOLDER,
+        run_id=run_id,
+        job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+    )
+    # A cache hit would mean that nothing is cleaned up.
+    return task.set_caching_options(False).set_cpu_request("500m").set_memory_limit("2Gi").set_memory_request("1Gi")
+
+
+def _small(task: dsl.PipelineTask, cached: bool) -> dsl.PipelineTask:
+    """A task that moves bytes or waits. Every step is safe to run twice, so a lost node costs a retry only."""
+    task.set_caching_options(cached).set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0)
+    return task.set_cpu_request("1").set_cpu_limit("2").set_memory_request("2Gi").set_memory_limit("4Gi")
+
+
+def _large(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """A task that runs a model itself."""
+    task.set_caching_options(False).set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0)
+    return task.set_cpu_request("2").set_cpu_limit("4").set_memory_request("6Gi").set_memory_limit("12Gi")

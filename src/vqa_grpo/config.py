@@ -1,0 +1,236 @@
+"""One run configuration, checked whole before anything starts.
+
+A configuration is a YAML file with the sections below (or the name of one that ships with the package),
+changed by `section.key=value` settings. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vqa_grpo.contract.failure import ConfigurationError
+
+SHIPPED = Path(__file__).parent / "configs"
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Where the questions come from and how they are split."""
+
+    source: str = Field("builtin:easy-vqa", description="builtin:easy-vqa, or a folder made by save_to_disk")
+    limit: NotNegative = Field(0, description="use only about this many rows of each split; 0 means all")
+    validation_fraction: Fraction = Field(0.1, description="share of the training pictures kept out for validation")
+    test_fraction: Fraction = Field(
+        0.1, description="share of the pictures for test where the source has no test split"
+    )
+    split_seed: int = Field(0, description="which pictures go where; not the training seed")
+    max_invalid_fraction: Fraction = Field(0.02, description="more unusable rows than this stop the run")
+
+
+class Model(Section):
+    """What is trained, and how it is asked."""
+
+    base: str = Field("builtin:tiny", description="builtin:tiny, a local folder, s3://…, or a hub name")
+    recipe: Literal["full", "quick", "micro"] = Field("full", description="how long builtin:tiny is warm-started")
+    prompt: str = Field("vqa", description="a shipped template (vqa, short) or a file with {USER_INSTRUCTION}")
+    min_pixels: Positive = Field(3136, description="pictures are scaled up to at least this many pixels")
+    max_pixels: Positive = Field(1280 * 28 * 28, description="pictures are scaled down to at most this many pixels")
+
+
+class Rewards(Section):
+    functions: tuple[str, ...] = Field(("format", "accuracy"), description="format, accuracy, reasoning, or pkg.mod:fn")
+    weights: tuple[float, ...] = Field((), description="one for each function; empty means 1 each")
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Rewards:
+        if self.weights and len(self.weights) != len(self.functions):
+            raise ValueError(
+                f"weights has {len(self.weights)} values for {len(self.functions)} functions: give one each"
+            )
+        if not self.functions:
+            raise ValueError("functions is empty: name at least one reward")
+        return self
+
+
+class Train(Section):
+    """GRPO's main settings; `extra` takes any other field of TRL's GRPOConfig or ModelConfig by its own name."""
+
+    max_steps: int = Field(-1, description="optimizer steps; -1 trains num_train_epochs")
+    num_train_epochs: Annotated[float, Field(gt=0)] = 1.0
+    per_device_train_batch_size: Positive = Field(8, description="completions per process and forward pass")
+    gradient_accumulation_steps: Positive = 1
+    num_generations: NotNegative = Field(
+        0, description="completions per question; 0 takes the largest that fits, up to 8"
+    )
+    max_completion_length: Positive = Field(768, description="tokens")
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    lr_scheduler_type: str = "linear"
+    warmup_steps: NotNegative = 0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the KL term; 0 needs no reference model")
+    deepspeed: str = Field("", description="zero1, zero2, zero3, zero3_offload, or a JSON file; empty for none")
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+class Evaluate(Section):
+    split: Literal["test", "validation"] = "test"
+    sample: NotNegative = Field(2000, description="questions, drawn once by seed; 0 means all")
+    sample_seed: int = 0
+    batch_size: Positive = 32
+    max_new_tokens: Positive = 768
+
+
+class Gate(Section):
+    """When a tuned model is registered."""
+
+    min_format_rate: Fraction = 0.95
+    min_accuracy_gain: float = Field(0.0, description="tuned minus base accuracy, as a fraction")
+    interval_above_zero: bool = Field(True, description="the gain's 95 % interval must lie above zero")
+    max_type_drop: Fraction = Field(0.05, description="how far any question type may fall beyond its own noise")
+
+
+class Registry(Section):
+    model_name: Annotated[str, Field(min_length=1)] = "vqa-grpo"
+    alias: Annotated[str, Field(min_length=1)] = "champion"
+    tracking_uri: str = Field("", description="MLflow; empty takes MLFLOW_TRACKING_URI")
+    experiment: str = "vqa-grpo"
+
+    @model_validator(mode="after")
+    def _no_password(self) -> Registry:
+        if re.search(r"//[^/@]+:[^/@]+@", self.tracking_uri):
+            raise ValueError("tracking_uri holds a password: use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        return self
+
+
+class Job(Section):
+    """Where training runs. `auto` is a PyTorchJob inside a cluster and this machine elsewhere."""
+
+    launcher: Literal["auto", "local", "pytorchjob"] = "auto"
+    num_nodes: Positive = 1
+    gpus_per_node: NotNegative = Field(0, description="0 trains on CPU")
+    processes_per_node: NotNegative = Field(0, description="0 means one for each GPU, or one on CPU")
+    cpu: str = "2"
+    memory: str = "6Gi"
+    namespace: str = Field("", description="empty takes the pod's own")
+    timeout_seconds: Positive = 172_800
+
+
+class RunConfig(Section):
+    """The whole of a run. Everything that changes its result is in here, and nothing secret is."""
+
+    seed: int = Field(0, description="the base model's and GRPO's seed")
+    data: Data = Data()
+    model: Model = Model()
+    rewards: Rewards = Rewards()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+    registry: Registry = Registry()
+    job: Job = Job()
+
+    def canonical(self) -> str:
+        """The configuration as JSON with sorted keys: what lineage and content addresses are made from."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+def load(name: str = "", settings: Iterable[str] = ()) -> RunConfig:
+    """Read a configuration and change it by `section.key=value` settings (the value is YAML).
+
+    `name` is a shipped configuration, a YAML file, YAML text (several lines), or empty for the defaults.
+    Raises ConfigurationError naming every wrong key or value at once.
+    """
+    tree = _read(name)
+    for setting in settings:
+        _apply(tree, setting)
+    return from_tree(tree, name or "defaults")
+
+
+def from_tree(tree: dict[str, Any], name: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(_explain(problem) for problem in error.errors())
+        raise ConfigurationError(f"configuration {name}: {problems}") from None
+
+
+def _read(name: str) -> dict[str, Any]:
+    if not name:
+        return {}
+    text = name
+    if "\n" not in name and not name.lstrip().startswith("{"):
+        shipped = SHIPPED / f"{name}.yaml"
+        path = shipped if shipped.is_file() else Path(name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+            raise ConfigurationError(
+                f"configuration {name!r} cannot be read ({error}); shipped ones: {names}"
+            ) from None
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"configuration is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigurationError("configuration must be a mapping of sections (data:, model:, train:, …)")
+    base = tree.pop("extends", None)
+    return _merge(_read(str(base)), tree) if base else tree
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    if not equals or not path.strip():
+        raise ConfigurationError(f"setting {setting!r} is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigurationError(f"setting {setting!r}: the value is not YAML; quote it") from None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)  # YAML 1.1 reads 1e-5 as text
+    *sections, key = path.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigurationError(f"setting {setting!r}: {section} is a value, not a section")
+    tree[key] = value
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic problem in words, with the nearest known key for an unknown one."""
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, 0.5)
+        return f"unknown key {place}" + (f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
+    message = problem["msg"].removeprefix("Value error, ")
+    # A whole section as the offending value says nothing more, and could hold what must not be printed.
+    return f"{place}: {message}" + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
+
+
+def _known_keys(path: tuple[Any, ...]) -> list[str]:
+    section: Any = RunConfig
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)

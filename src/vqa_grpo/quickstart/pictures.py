@@ -1,0 +1,63 @@
+"""easy-VQA's pictures as tensors: decoded once, and cut into patches for a whole batch at a time.
+
+The warm start looks at a hundred thousand pictures; the processor, one picture at a time, would take longer than
+the training itself. `patchify` gives what the processor gives, and a test holds it to that.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vqa_grpo.contract.failure import DataError
+
+SIDE = 64  # easy-VQA's pictures are all 64 x 64
+_MAX_SHIFT = 4  # pixels; a shape at the edge loses only so much to the other side
+
+
+def decode(images: Iterable[bytes]) -> torch.Tensor:
+    """Encoded pictures as one uint8 tensor (picture, channel, row, column)."""
+    arrays = []
+    for data in images:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.size != (SIDE, SIDE):
+                raise DataError(f"a picture of {image.size} pixels: easy-VQA's have {SIDE} x {SIDE}")
+            arrays.append(np.asarray(image.convert("RGB")))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def patchify(pictures: torch.Tensor, image_processor: Any) -> torch.Tensor:
+    """`pixel_values` of a batch, as the image processor computes them for pictures that it need not resize."""
+    mean = torch.tensor(image_processor.image_mean).view(1, -1, 1, 1)
+    std = torch.tensor(image_processor.image_std).view(1, -1, 1, 1)
+    pixels = (pictures.float() * image_processor.rescale_factor - mean) / std
+    count, channels, rows, columns = pixels.shape
+    patch, merge = image_processor.patch_size, image_processor.merge_size
+    # Rows and columns split into (block of merged patches, patch in the block, pixel in the patch) each;
+    # patches of one block become neighbours, since the model merges them into one token.
+    pixels = pixels.view(
+        count, channels, rows // patch // merge, merge, patch, columns // patch // merge, merge, patch
+    ).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    return pixels.reshape(count * (rows // patch) * (columns // patch), channels * patch * patch)
+
+
+def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Mirrored, turned and shifted copies: none of it changes a colour or the name of a shape."""
+    result = torch.empty_like(pictures)
+    order = torch.randperm(len(pictures), generator=generator)
+    for variant, members in enumerate(order.chunk(8)):
+        part = pictures[members]
+        if variant & 1:
+            part = part.flip(-1)
+        if variant & 2:
+            part = part.flip(-2)
+        if variant & 4:
+            part = part.transpose(-1, -2)
+        down, right = torch.randint(-_MAX_SHIFT, _MAX_SHIFT + 1, (2,), generator=generator).tolist()
+        result[members] = part.roll((down, right), (-2, -1))
+    return result

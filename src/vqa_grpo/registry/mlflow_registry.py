@@ -1,0 +1,162 @@
+"""Runs and model versions in MLflow.
+
+A version is registered by reference: its source is the published model folder, nothing is uploaded again. It is
+keyed on the folder's digest, so that a retried step finds its own version instead of making a second one. An
+alias promotes; the version an alias pointed to before is kept in a tag, so that `rollback` knows the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from vqa_grpo.contract.failure import ConfigurationError, RetryError
+
+RUN_TAG = "vqa_grpo.run_id"
+DIGEST_TAG = "digest"
+PREVIOUS_TAG = "vqa_grpo.previous_version"
+
+
+@dataclass(frozen=True)
+class Registered:
+    name: str
+    version: str
+    alias: str
+    digest: str
+    uri: str
+
+
+@contextmanager
+def _client(tracking_uri: str) -> Iterator[Any]:
+    """An MLflow client; what MLflow raises comes out as one line that names the server."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    where = tracking_uri or mlflow.get_tracking_uri()
+    try:
+        yield mlflow.MlflowClient(tracking_uri=tracking_uri or None)
+    except MlflowException as error:
+        kind = ConfigurationError if error.error_code in _NOT_WORTH_A_RETRY else RetryError
+        raise kind(f"MLflow at {where}: {' '.join(str(error).split())[:300]}") from error
+    except OSError as error:  # requests' connection errors are OSErrors
+        raise RetryError(f"MLflow at {where} does not answer: {error}") from error
+
+
+_NOT_WORTH_A_RETRY = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
+def record_run(
+    tracking_uri: str,
+    experiment: str,
+    run_id: str,
+    metrics: dict[str, float],
+    params: dict[str, str],
+    tags: dict[str, str],
+) -> str:
+    """Write a run's metrics, params and tags; the same `run_id` is written only once. Returns MLflow's own run id."""
+    with _client(tracking_uri) as client:
+        found = client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+        known = client.search_runs(
+            [experiment_id], f"tags.`{RUN_TAG}` = '{run_id}' and status = 'FINISHED'", max_results=1
+        )
+        if known:
+            return known[0].info.run_id
+        run = client.create_run(experiment_id, run_name=run_id, tags={RUN_TAG: run_id, **tags})
+        for key, value in params.items():
+            client.log_param(run.info.run_id, key, value[:6000])
+        for key, number in metrics.items():
+            client.log_metric(run.info.run_id, key, number)
+        # Marked finished last: a run that was killed half-way stays RUNNING and is written anew.
+        client.set_terminated(run.info.run_id, "FINISHED")
+        return run.info.run_id
+
+
+def register(
+    tracking_uri: str, name: str, alias: str, source: str, digest: str, mlflow_run_id: str, tags: dict[str, str]
+) -> Registered:
+    """Register the published folder `source` as a version of `name` and point `alias` at it.
+
+    Returns the version that already carries `digest` where there is one.
+    """
+    with _client(tracking_uri) as client:
+        _ensure_model(client, name)
+        known = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'", max_results=1)
+        if known:
+            version = known[0]
+        else:
+            all_tags = {DIGEST_TAG: digest, **tags}
+            version = client.create_model_version(name, source=source, run_id=mlflow_run_id or None, tags=all_tags)
+        _point(client, name, alias, str(version.version))
+        return Registered(name, str(version.version), alias, digest, version.source)
+
+
+def models(tracking_uri: str, name: str) -> list[dict[str, Any]]:
+    """The versions of a model, newest first, with their aliases, digests and sources; empty for no such model."""
+    with _client(tracking_uri) as client:
+        aliases = _aliases(client, name)
+        versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
+        return [
+            {
+                "version": str(v.version),
+                "aliases": sorted(alias for alias, number in aliases.items() if str(number) == str(v.version)),
+                "digest": v.tags.get(DIGEST_TAG, ""),
+                "uri": v.source,
+                "tags": dict(v.tags),
+            }
+            for v in versions
+        ]
+
+
+def promote(tracking_uri: str, name: str, alias: str, version: str) -> Registered:
+    with _client(tracking_uri) as client:
+        found = client.get_model_version(name, version)
+        _point(client, name, alias, version)
+        return Registered(name, version, alias, found.tags.get(DIGEST_TAG, ""), found.source)
+
+
+def rollback(tracking_uri: str, name: str, alias: str) -> Registered:
+    """Point the alias back at the version it left last. Raises ConfigurationError where there is none."""
+    with _client(tracking_uri) as client:
+        current = _aliases(client, name).get(alias)
+        if current is None:
+            raise ConfigurationError(f"model {name} has no alias {alias}: nothing to roll back")
+        previous = client.get_model_version(name, str(current)).tags.get(PREVIOUS_TAG)
+        if not previous:
+            raise ConfigurationError(f"{name}@{alias} is version {current} and was never another one")
+        target = client.get_model_version(name, previous)
+        client.set_registered_model_alias(name, alias, previous)
+        return Registered(name, previous, alias, target.tags.get(DIGEST_TAG, ""), target.source)
+
+
+def _ensure_model(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _point(client: Any, name: str, alias: str, version: str) -> None:
+    """Move the alias, remembering on the new version which one it left."""
+    current = _aliases(client, name).get(alias)
+    if str(current) == version:
+        return
+    if current is not None:
+        client.set_model_version_tag(name, version, PREVIOUS_TAG, str(current))
+    client.set_registered_model_alias(name, alias, version)
+
+
+def _aliases(client: Any, name: str) -> dict[str, Any]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client.get_registered_model(name).aliases)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
