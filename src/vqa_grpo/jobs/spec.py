@@ -1,0 +1,131 @@
+"""What a job is, whatever place it runs in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from vqa_grpo.config import Job
+from vqa_grpo.contract.failure import ConfigurationError
+
+NAME_LIMIT = 50  # the operator makes a Service `<job>-worker-<n>` for each worker, and those end at 63 characters
+LABEL_LIMIT = 63
+_ATTEMPTS = 1000
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # DNS-1035: the job's name becomes the name of Services
+
+# Variables that pods take from Kubernetes Secrets, and the Secret's name; the key is the variable's own name.
+# Every reference is optional: a cluster with instance roles has no such Secret.
+SECRETS: Mapping[str, str] = {
+    "AWS_ACCESS_KEY_ID": "vqa-grpo-s3",
+    "AWS_SECRET_ACCESS_KEY": "vqa-grpo-s3",
+    "AWS_SESSION_TOKEN": "vqa-grpo-s3",
+    "HF_TOKEN": "vqa-grpo-hf",
+}
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """A Python module run by `num_nodes` times `processes_per_node` processes, and what each node needs.
+
+    `name`                unique in the namespace; take it from `job_name`, so that a retried step finds its job again
+    `run_id`              the pipeline run; every job of a run carries it as a label and is swept up by it
+    `module`, `arguments` what runs: `python -m module arguments…`, under torchrun where there are several processes
+    `environment`         plain variables; a secret is refused here, see `secrets`
+    `num_nodes`           machines; more than one only on a cluster
+    `processes_per_node`  one for each GPU, or any number on CPU
+    `gpus_per_node`       0 runs on CPU
+    `image`               what a pod runs in; ignored on this machine
+    `cpu`, `memory`       Kubernetes quantities for each node, requested and limiting; ignored on this machine
+    `namespace`           empty takes the launching pod's own
+    `timeout_seconds`     for the whole job, waiting for a free node included
+    `secrets`             variable → name of the Kubernetes Secret that holds it under the same key
+    """
+
+    name: str
+    run_id: str
+    module: str
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    num_nodes: int = 1
+    processes_per_node: int = 1
+    gpus_per_node: int = 0
+    image: str = ""
+    cpu: str = "2"
+    memory: str = "6Gi"
+    namespace: str = ""
+    timeout_seconds: int = 172_800
+    secrets: Mapping[str, str] = field(default_factory=lambda: dict(SECRETS))
+
+    def __post_init__(self) -> None:
+        if len(self.name) > NAME_LIMIT or not _NAME.fullmatch(self.name):
+            raise ConfigurationError(
+                f"job name {self.name!r}: at most {NAME_LIMIT} of a-z, 0-9 and -, a letter first; use job_name()"
+            )
+        for key in ("num_nodes", "processes_per_node", "timeout_seconds"):
+            if getattr(self, key) < 1:
+                raise ConfigurationError(f"job {self.name}: {key} is {getattr(self, key)}, it must be 1 or more")
+
+    @classmethod
+    def from_config(cls, name: str, run_id: str, module: str, job: Job, **more: object) -> JobSpec:
+        """The spec that the configuration's `job` section asks for; `more` is any other field."""
+        return cls(
+            name=name,
+            run_id=run_id,
+            module=module,
+            num_nodes=job.num_nodes,
+            processes_per_node=job.processes_per_node or job.gpus_per_node or 1,
+            gpus_per_node=job.gpus_per_node,
+            cpu=job.cpu,
+            memory=job.memory,
+            namespace=job.namespace,
+            timeout_seconds=job.timeout_seconds,
+            **more,  # type: ignore[arg-type]
+        )
+
+    @property
+    def total_processes(self) -> int:
+        return self.num_nodes * self.processes_per_node
+
+    @property
+    def spec_hash(self) -> str:
+        """What is run, as a digest: a job found under our name is ours only when this agrees.
+
+        Name and namespace say where, and the attempt is part of the name, so neither counts.
+        """
+        content = asdict(self)
+        del content["name"], content["namespace"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def next_attempt(self) -> JobSpec:
+        """The same job under the next name, for when this one has failed."""
+        stem, dash, attempt = self.name.rpartition("-a")
+        if not dash or not attempt.isdigit() or int(attempt) + 1 >= _ATTEMPTS:
+            raise ConfigurationError(f"job {self.name} has failed and its name has no next attempt; use job_name()")
+        return replace(self, name=f"{stem}-a{int(attempt) + 1}")
+
+
+def job_name(run_id: str, attempt: int = 0, prefix: str = "vqa-grpo") -> str:
+    """`<prefix>-<run id>-a<attempt>`: the same for the same run, and a valid name whatever the run id looks like."""
+    if not 0 <= attempt < _ATTEMPTS:
+        raise ConfigurationError(f"attempt {attempt}: there are attempts 0 to {_ATTEMPTS - 1}")
+    room = NAME_LIMIT - len(prefix) - len("--a") - len(str(_ATTEMPTS - 1))
+    if room < 10 or not _NAME.fullmatch(prefix):
+        raise ConfigurationError(f"job prefix {prefix!r}: a short word of a-z, 0-9 and -, a letter first")
+    return f"{prefix}-{slug(run_id, room)}-a{attempt}"
+
+
+def run_label(run_id: str) -> str:
+    """The run id as a label value; a KFP run id (a UUID) stays as it is."""
+    return slug(run_id, LABEL_LIMIT)
+
+
+def slug(text: str, limit: int) -> str:
+    """`text` in a-z, 0-9 and -, at most `limit` long; what had to be changed gets a digest, so no two texts meet."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if plain == text and len(plain) <= limit:
+        return plain
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{plain[: limit - 9].strip('-')}-{digest}".lstrip("-")
