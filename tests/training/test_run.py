@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,32 @@ def test_progress_is_one_json_line_per_logged_step(plain: tuple[Path, str]) -> N
 def test_debug_mode_writes_the_guides_three_files(plain: tuple[Path, str]) -> None:
     for name in ("format", "accuracy", "reasoning"):
         assert "Content: " in (plain[0] / f"training_debug_{name}_vqa.txt").read_text()
+
+
+@pytest.mark.full
+def test_a_run_takes_and_publishes_what_lies_in_storage(
+    tiny_model: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the pipeline does: data set and base by URI, the final model alone published for the next step."""
+    from vqa_grpo.models.load import load_model
+    from vqa_grpo.storage.publish import fetch, get, publish_folder
+
+    converted = tmp_path / "converted"
+    shutil.copytree(tiny_dataset, converted / "dataset")
+    publish_folder(str(tmp_path / "store" / "data"), converted)
+    publish_folder(str(tmp_path / "store" / "base"), tiny_model)
+    target = str(tmp_path / "store" / "model")
+    output = tmp_path / "output"
+    argv = options(tmp_path / "store" / "base", tmp_path / "store" / "data", output, "--publish_uri", target)
+    done = run("-m", "vqa_grpo.training", *argv, *("--save_strategy", "steps", "--save_steps", "1"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (output / "checkpoint-2").is_dir()
+    published = get(target)
+    assert {"config.json", "model.safetensors", "prompt.txt", "history.json", "training.json"} <= set(published.files)
+    assert not [name for name in published.files if "checkpoint" in name or name.endswith(".bin")]
+    assert published.metadata["steps"] == 2
+    load_model(str(fetch(target, tmp_path / "cache")))
+    assert not list(output.glob(".publish-*"))
 
 
 def test_a_mistake_is_one_line_and_the_exit_code_of_its_reason(

@@ -80,10 +80,6 @@ class VQAArguments:
         default=None,
         metadata={"help": "Folder of TensorBoard files; the same as the variable TENSORBOARD_LOGGING_DIR."},
     )
-    cache_dir: str | None = field(
-        default=None,
-        metadata={"help": "Where models and data sets named by URI are kept; ~/.cache/vqa-grpo by default."},
-    )
     publish_uri: str | None = field(
         default=None,
         metadata={"help": "Storage URI under which the final model is published once, complete or not at all."},
