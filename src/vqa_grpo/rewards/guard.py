@@ -23,7 +23,7 @@ def guarded(function: Callable[..., Any], name: str | None = None) -> Callable[.
     concerned. It is logged once per reward, counted in `failures`, and shows in the training log as the metric
     `rewards/<name>/failed`, so that a broken reward is seen and cannot pass for a bad model.
     """
-    label = name or getattr(function, "__name__", type(function).__name__)
+    label = str(name or getattr(function, "__name__", type(function).__name__))
 
     @functools.wraps(function)
     def call(prompts: list[Any], completions: list[Any], **columns: Any) -> Rewards:

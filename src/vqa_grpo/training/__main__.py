@@ -50,11 +50,12 @@ def train(arguments: Arguments) -> Path:
     from transformers import PrinterCallback
     from trl import GRPOTrainer
 
+    from vqa_grpo.report.progress import emit
     from vqa_grpo.training import progress
 
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=rewards,
+        reward_funcs=list(rewards),
         args=grpo,
         train_dataset=rows,
         eval_dataset=evaluated,
@@ -63,11 +64,11 @@ def train(arguments: Arguments) -> Path:
     )
     if progress.lines_wanted():
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(progress.ProgressLines(progress.emit))
+        trainer.add_callback(progress.ProgressLines(emit))
 
     trainer.train(resume_from_checkpoint=grpo.resume_from_checkpoint)
 
-    folder = policy.save(trainer, source, arguments)
+    folder = policy.save(trainer, processor, source, arguments)
     if trainer.is_world_process_zero():
         from vqa_grpo.training import output
 
@@ -90,11 +91,11 @@ def train(arguments: Arguments) -> Path:
 
 def fetched(name: str, arguments: Arguments) -> str:
     """A local path for anything that is published in storage; any other name stays as it is."""
-    if "://" not in name and not (Path(name) / "READY").is_file():
-        return name
-    from vqa_grpo.storage.publish import fetch
+    from vqa_grpo.storage.publish import fetch, looks_published
 
-    cache = Path(arguments.vqa.cache_dir or os.environ.get("VQA_GRPO_CACHE") or "~/.cache/vqa-grpo").expanduser()
+    if not looks_published(name):
+        return name
+    cache = Path(os.environ.get("VQA_GRPO_CACHE") or Path.home() / ".cache" / "vqa-grpo")
     # The first process of each host fetches, and the others find it there.
     with arguments.grpo.main_process_first(local=True, desc="fetch"):
         return str(fetch(name, cache))
@@ -103,16 +104,19 @@ def fetched(name: str, arguments: Arguments) -> str:
 def open_split(folder: str, template: prompt.PromptTemplate, split: str, arguments: Arguments) -> Any:
     from vqa_grpo.training.data import open_rows
 
-    return open_rows(Path(folder), template, split, arguments.vqa.reward_funcs, str(arguments.vqa.dataset_name))
+    # What the data step publishes has the data set in a folder of its own, beside the step's records.
+    published = Path(folder) / "dataset"
+    place = published if published.is_dir() else Path(folder)
+    return open_rows(place, template, split, arguments.vqa.reward_funcs, str(arguments.vqa.dataset_name))
 
 
 def check_size(rows: int, arguments: Arguments) -> None:
-    grpo = arguments.grpo
-    prompts = grpo.generation_batch_size // grpo.num_generations
+    batch, group = int(arguments.grpo.generation_batch_size or 0), int(arguments.grpo.num_generations or 1)
+    prompts = batch // group
     if rows < prompts:
         raise ConfigurationError(
             f"--dataset_name {arguments.vqa.dataset_name} has {rows} rows, but one round takes {prompts} "
-            f"({grpo.generation_batch_size} completions in groups of {grpo.num_generations}): make the batch smaller"
+            f"({batch} completions in groups of {group}): make the batch smaller"
         )
 
 

@@ -80,10 +80,6 @@ class VQAArguments:
         default=None,
         metadata={"help": "Folder of TensorBoard files; the same as the variable TENSORBOARD_LOGGING_DIR."},
     )
-    cache_dir: str | None = field(
-        default=None,
-        metadata={"help": "Where models and data sets named by URI are kept; ~/.cache/vqa-grpo by default."},
-    )
     publish_uri: str | None = field(
         default=None,
         metadata={"help": "Storage URI under which the final model is published once, complete or not at all."},
@@ -140,12 +136,13 @@ def _parser() -> TrlParser:
     from trl import GRPOConfig, ModelConfig, TrlParser
     from trl.scripts._hf_argparser import string_to_bool
 
-    class Parser(TrlParser):  # type: ignore[misc]
+    class Parser(TrlParser):
         def error(self, message: str) -> NoReturn:
             raise ConfigurationError(message)
 
+    dataclasses: Any = (VQAArguments, GRPOConfig, ModelConfig)
     parser = Parser(
-        (VQAArguments, GRPOConfig, ModelConfig),
+        dataclasses,
         prog="python -m vqa_grpo.training",
         description="Post-train a vision-language model on visual question answering with GRPO.",
         allow_abbrev=False,
@@ -393,10 +390,10 @@ def _groups(reading: Reading) -> None:
         return
     fitting = [number for number in _divisors(batch) if number <= MAX_GENERATIONS]
     if not fitting:
-        near = " or ".join(map(str, _nearest_batches(batch, int(os.environ.get("WORLD_SIZE", "1")))))
+        sizes = " or ".join(map(str, _nearest_batches(batch, int(os.environ.get("WORLD_SIZE", "1")))))
         raise ConfigurationError(
             f"{batch} completions a round ({made_of}) cannot be split into groups of 2 to {MAX_GENERATIONS}: "
-            f"change the batch size or --gradient_accumulation_steps so that the product is {near}"
+            f"change the batch size or --gradient_accumulation_steps so that the product is {sizes}"
         )
     values["num_generations"] = max(fitting)
     reading.notes.append(

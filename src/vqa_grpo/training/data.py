@@ -75,6 +75,8 @@ def open_rows(folder: Path, template: PromptTemplate, split: str, rewards: Seque
         raise ConfigurationError(f"--dataset_name {name}: no such folder")
     try:
         loaded = datasets.load_from_disk(str(folder))
+    except IndexError:  # what datasets says of a data set saved without a single row
+        raise DataError(f"--dataset_name {name} has no rows") from None
     except Exception as error:
         raise ConfigurationError(
             f"--dataset_name {name} is no save_to_disk folder ({' '.join(str(error).split())[:200]}): "
@@ -87,8 +89,6 @@ def open_rows(folder: Path, template: PromptTemplate, split: str, rewards: Seque
             )
         loaded = loaded[split]
     _check_columns(loaded, rewards, name)
-    if not len(loaded):
-        raise DataError(f"--dataset_name {name} has no rows in the split {split!r}")
     encoded = loaded.cast_column("image", datasets.Image(decode=False))
     return encoded.with_transform(Conversation(template, name))
 

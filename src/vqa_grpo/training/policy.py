@@ -82,7 +82,7 @@ def freeze_vision(model: Any) -> int:
 def peft_config(arguments: Arguments) -> Any | None:
     from trl import get_peft_config
 
-    config = get_peft_config(arguments.model)
+    config: Any = get_peft_config(arguments.model)
     if config is None:
         return None
     if config.target_modules is None and not arguments.model.lora_target_parameters:
@@ -92,7 +92,7 @@ def peft_config(arguments: Arguments) -> Any | None:
     return config
 
 
-def save(trainer: GRPOTrainer, source: str, arguments: Arguments) -> Path:
+def save(trainer: GRPOTrainer, processor: Any, source: str, arguments: Arguments) -> Path:
     """Write the final model, whole and with its processor, into output_dir; every rank calls this.
 
     A LoRA adapter also goes into `adapter/`, and its weights into the base model, so that what is published can
@@ -113,7 +113,7 @@ def save(trainer: GRPOTrainer, source: str, arguments: Arguments) -> Path:
                 source, dtype=arguments.model.dtype, revision=arguments.model.model_revision, use_safetensors=True
             )
             PeftModel.from_pretrained(base, str(folder / "adapter")).merge_and_unload().save_pretrained(str(folder))
-        trainer.processing_class.save_pretrained(str(folder))
+        processor.save_pretrained(str(folder))
     trainer.accelerator.wait_for_everyone()
     return folder
 

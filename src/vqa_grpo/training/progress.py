@@ -1,8 +1,7 @@
-"""Progress of a run: one line per logging step, as text for a person or as JSON for the process that watches."""
+"""Progress of a run for the program that watches it: one report per logging step."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -15,11 +14,6 @@ Emit = Callable[[str, int, int, str], None]
 
 def lines_wanted() -> bool:
     return os.environ.get("VQA_GRPO_PROGRESS") == "lines"
-
-
-def emit(task: str, done: int, total: int, note: str) -> None:
-    record = {"task": task, "done": done, "total": total, "note": note}
-    print(f"@progress {json.dumps(record, ensure_ascii=True)}", flush=True)
 
 
 class ProgressLines(TrainerCallback):

@@ -1,0 +1,244 @@
+"""The command line: every command of the guide parses, and what cannot work is refused with a way out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vqa_grpo.contract.failure import ConfigurationError
+from vqa_grpo.training import arguments
+from vqa_grpo.training.arguments import parse, read
+
+BASE = ["--model_name_or_path", "Qwen/Qwen2-VL-7B-Instruct", "--dataset_name", "/data/vqa", "--output_dir", "./out"]
+GUIDE = [*BASE, "--use_huggingface_dataset", "--task_type", "vqa", "--num_train_epochs", "3", "--save_steps", "500"]
+PIXELS = ["--max_pixels", "12845056", "--min_pixels", "3136"]
+RATE = ["--learning_rate", "1e-5", "--logging_steps", "10"]
+# The guide's commands, and what each must come out as. Settings that all share are in `test_every_…`.
+COMMANDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "basic": (
+        "--reward_funcs format accuracy --per_device_train_batch_size 4 --gradient_accumulation_steps 4",
+        {"reward_funcs": ["format", "accuracy"], "num_generations": 8, "max_pixels": 12845056, "min_pixels": 3136},
+    ),
+    "with reasoning": (
+        "--reward_funcs format accuracy reasoning --per_device_train_batch_size 4 --gradient_accumulation_steps 4",
+        {"reward_funcs": ["format", "accuracy", "reasoning"], "num_generations": 8},
+    ),
+    "several GPUs": (
+        "--reward_funcs format accuracy reasoning --per_device_train_batch_size 2 --gradient_accumulation_steps 8 "
+        "--bf16",
+        {"bf16": True, "dtype": "bfloat16", "num_generations": 8},
+    ),
+    "DeepSpeed ZeRO-3": (
+        "--reward_funcs format accuracy reasoning --deepspeed configs/deepspeed_zero3.json "
+        "--per_device_train_batch_size 1 --gradient_accumulation_steps 16 --bf16",
+        {"deepspeed": str(arguments.PRESETS / "zero3.json"), "num_generations": 8},
+    ),
+    "LoRA": (
+        "--reward_funcs format accuracy --use_peft --lora_r 16 --lora_alpha 32 --lora_dropout 0.05 "
+        "--target_modules q_proj v_proj k_proj o_proj --per_device_train_batch_size 4 --learning_rate 2e-4",
+        {
+            "use_peft": True,
+            "lora_target_modules": ["q_proj", "v_proj", "k_proj", "o_proj"],
+            "lora_r": 16,
+            "lora_alpha": 32,
+            "lora_dropout": 0.05,
+            "learning_rate": 2e-4,
+            "num_generations": 4,
+        },
+    ),
+    "example script": (
+        "--reward_funcs format accuracy reasoning --per_device_train_batch_size 2 --gradient_accumulation_steps 8 "
+        "--bf16 --save_total_limit 3 --warmup_steps 100 --max_grad_norm 1.0 --logging_dir ./out/logs "
+        "--report_to tensorboard",
+        {"logging_dir": "./out/logs", "warmup_steps": 100, "save_total_limit": 3, "max_grad_norm": 1.0},
+    ),
+}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "has_cuda", lambda: True)
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "has_cuda", lambda: False)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_of_the_guide_parses_to_what_it_says(name: str) -> None:
+    flags, expected = COMMANDS[name]
+    values = read([*GUIDE, *PIXELS, *RATE, *flags.split()]).values
+    shared = {"task_type": "vqa", "num_train_epochs": 3, "save_steps": 500, "logging_steps": 10, "output_dir": "./out"}
+    assert {key: values[key] for key in shared | expected} == shared | expected
+
+
+@pytest.mark.usefixtures("cpu")
+def test_a_guide_command_becomes_the_dataclasses_on_a_host_without_gpu() -> None:
+    flags, _ = COMMANDS["LoRA"]
+    parsed = parse([*GUIDE, *RATE, *flags.split()])
+    assert parsed.grpo.use_cpu
+    assert not parsed.grpo.bf16
+    assert parsed.grpo.learning_rate == 2e-4
+    assert parsed.model.lora_target_modules == ["q_proj", "v_proj", "k_proj", "o_proj"]
+    assert parsed.model.dtype == "float32"
+
+
+@pytest.mark.usefixtures("cpu")
+def test_use_cpu_sets_bf16_aside_and_says_so() -> None:
+    reading = read([*BASE, "--bf16", "--use_cpu"])
+    assert (reading.values["bf16"], reading.values["fp16"]) == (False, False)
+    assert any("--bf16 aside" in note for note in reading.notes)
+
+
+@pytest.mark.usefixtures("cpu")
+def test_without_a_gpu_the_cpu_is_chosen_aloud() -> None:
+    reading = read(BASE)
+    assert reading.values["use_cpu"] is True
+    assert any("no GPU on this host" in note for note in reading.notes)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [("", "bfloat16"), ("--bf16", "bfloat16"), ("--fp16", "float32"), ("--bf16 --torch_dtype float32", "float32")],
+)
+def test_the_weights_type_follows_the_precision_unless_given(flags: str, dtype: str) -> None:
+    assert read([*BASE, *flags.split()]).values["dtype"] == dtype
+
+
+def test_the_default_prompt_gets_room_for_a_whole_answer() -> None:
+    assert read(BASE).values["max_completion_length"] == 768
+    assert read([*BASE, "--max_completion_length", "64"]).values["max_completion_length"] == 64
+    assert read([*BASE, "--prompt_template", "short"]).values["max_completion_length"] == 512
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+def test_a_deepspeed_preset_is_found_by_name_and_by_the_guides_missing_path(name: str) -> None:
+    for asked in (name, f"configs/deepspeed_{name}.json", f"/nowhere/{name}.json"):
+        path = Path(read([*BASE, "--deepspeed", asked]).values["deepspeed"])
+        assert path == arguments.PRESETS / f"{name}.json"
+    preset = json.loads((arguments.PRESETS / f"{name}.json").read_text())
+    assert preset["zero_optimization"]["stage"] == int(name[4])
+    assert preset["train_micro_batch_size_per_gpu"] == "auto"
+
+
+def test_an_existing_deepspeed_file_wins_over_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    Path("configs/deepspeed_zero3.json").write_text("{}")
+    asked = "configs/deepspeed_zero3.json"
+    assert read([*BASE, "--deepspeed", asked]).values["deepspeed"] == asked
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "accumulation", "group"),
+    [(4, 1, 4, 8), (4, 1, 1, 4), (2, 4, 8, 8), (3, 1, 3, 3), (6, 1, 1, 6), (7, 1, 1, 7), (10, 1, 1, 5), (1, 2, 1, 2)],
+)
+def test_an_unset_num_generations_is_the_largest_group_that_divides_the_round(
+    batch: int, world: int, accumulation: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    size = ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation)]
+    reading = read([*BASE, *size])
+    assert reading.values["num_generations"] == group
+    assert any(f"--num_generations is {group}" in note for note in reading.notes)
+
+
+def test_yaml_options_apply_and_the_command_line_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRAINING_TEST_VARIABLE", raising=False)
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "env: {TRAINING_TEST_VARIABLE: 7}\n"
+        "model_name_or_path: Qwen/Qwen2-VL-2B-Instruct\ndataset_name: /data/vqa\n"
+        "learning_rate: 1e-5\nuse_peft: true\ntarget_modules: [q_proj, v_proj]\ntorch_dtype: float32\n"
+        "reward_funcs: [format, accuracy]\nreward_weights: [0.2, 1.0]\nmax_steps: 7\n"
+        "gradient_checkpointing: false\ngeneration_kwargs: {top_k: 5}\n"
+    )
+    parsed = parse(["--config", str(config), "--max_steps", "9", "--target-modules", "o_proj", "k_proj", "--use_cpu"])
+    assert parsed.grpo.max_steps == 9
+    assert parsed.model.lora_target_modules == ["o_proj", "k_proj"]
+    assert parsed.grpo.learning_rate == 1e-5
+    assert parsed.grpo.reward_weights == [0.2, 1.0]
+    assert parsed.grpo.gradient_checkpointing is False
+    assert parsed.grpo.generation_kwargs == {"top_k": 5}
+    assert parsed.model.model_name_or_path == "Qwen/Qwen2-VL-2B-Instruct"
+    assert os.environ.pop("TRAINING_TEST_VARIABLE") == "7"
+
+
+REFUSALS = [
+    ("--num_generation 4", "did you mean --num_generations"),
+    ("--target_module q_proj", "did you mean --target_modules"),
+    ("--max_prompt_length 512", "--max_pixels"),
+    ("--trust_remote_code", "natively"),
+    ("--task_type rec", "'vqa' only"),
+    ("--use_huggingface_dataset false", "save_to_disk"),
+    ("--model_name_or_path OpenGVLab/InternVL2-8B", "OpenGVLab/InternVL3-8B-hf"),
+    ("--model_name_or_path THUDM/glm-4v-9b", "zai-org/GLM-4.1V-9B-Thinking"),
+    ("--use_peft --target_modules q_proj lm_head", "leave lm_head out"),
+    ("--target_modules q_proj v_proj", "add --use_peft"),
+    ("--load_in_4bit", "add --use_peft"),
+    ("--reward_funcs format acuracy", "did you mean 'accuracy'"),
+    ("--reward_funcs format format", "two reward functions"),
+    ("--reward_weights 1.0", "give one for each"),
+    ("--prompt_template nowhere.txt", "one of short, vqa"),
+    ("--max_pixels 100", "min_pixels <= max_pixels"),
+    ("--deepspeed configs/zero4.json", "zero1, zero2, zero3, zero3_offload"),
+    ("--num_generations 6 --per_device_train_batch_size 8", "--num_generations 2 or 4 or 8"),
+    ("--num_generations 1", "at least 2"),
+    ("--per_device_train_batch_size 1", "product is 2"),
+    ("--per_device_train_batch_size 11", "product is 10 or 12"),
+    ("--use_transformers_continuous_batching", "cannot take pictures"),
+    ("--learning_rate fast", "invalid float value"),
+    ("--config /nowhere/run.yaml", "cannot be read"),
+    ("--max_steps 3 4", "unexpected argument '4'"),
+    ("--auto_find_batch_size", "lower per_device_train_batch_size"),
+]
+
+
+@pytest.mark.parametrize(("flags", "says"), REFUSALS, ids=[flags for flags, _ in REFUSALS])
+def test_what_cannot_work_is_refused_with_the_way_out(flags: str, says: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        parse([*BASE, "--use_cpu", *flags.split()])
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("cpu")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_without_a_gpu_names_the_switch(precision: str) -> None:
+    with pytest.raises(ConfigurationError, match="--use_cpu"):
+        read([*BASE, f"--{precision}"])
+
+
+@pytest.mark.parametrize("name", ["model_name_or_path", "dataset_name"])
+def test_a_missing_model_or_data_set_is_named(name: str) -> None:
+    place = BASE.index(f"--{name}")
+    with pytest.raises(ConfigurationError, match=f"--{name} is missing"):
+        read([*BASE[:place], *BASE[place + 2 :]])
+
+
+def test_vllm_is_refused_where_it_is_missing_or_would_corrupt_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "_installed", lambda package: False)
+    with pytest.raises(ConfigurationError, match="not installed"):
+        read([*BASE, "--use_vllm"])
+    monkeypatch.setattr(arguments, "_installed", lambda package: True)
+    with pytest.raises(ConfigurationError, match="--vllm_mode server"):
+        read([*BASE, "--use_vllm"])
+    assert read([*BASE, "--use_vllm", "--vllm_mode", "server"]).values["use_vllm"]
+
+
+def test_the_guides_pixel_bound_is_taken_with_a_warning_of_its_cost() -> None:
+    assert any("16,384 visual tokens" in note for note in read([*BASE, *PIXELS]).notes)
+    assert not any("visual tokens" in note for note in read(BASE).notes)
+
+
+def test_every_option_of_ours_has_one_description() -> None:
+    import dataclasses
+
+    assert all(field.metadata.get("help") for field in dataclasses.fields(arguments.VQAArguments))
