@@ -199,8 +199,3 @@ def test_a_job_that_takes_too_long_is_stopped(job: Write, tmp_path: Path) -> Non
 def test_several_nodes_are_refused_with_the_fix(job: Write) -> None:
     with pytest.raises(ConfigurationError, match="pytorchjob"):
         local.run(job("", num_nodes=2))
-
-
-def test_an_unknown_launcher_is_refused(job: Write) -> None:
-    with pytest.raises(ConfigurationError, match="slurm"):
-        launch(job(""), "slurm")
