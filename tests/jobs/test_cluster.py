@@ -243,7 +243,8 @@ def test_the_reason_behind_torchruns_exit_code_is_its_workers() -> None:
 
 
 def test_a_pod_out_of_memory_is_told_apart() -> None:
-    assert verdict(failing(failed_pod(MASTER, 137, reason="OOMKilled"))).reason is FailureReason.OUT_OF_MEMORY
+    error = verdict(failing(failed_pod(MASTER, 1, reason="OOMKilled")))
+    assert (error.reason, "job.memory" in str(error)) == (FailureReason.OUT_OF_MEMORY, True)
 
 
 def test_the_first_pod_to_fail_decides_for_its_peers_only_followed() -> None:
@@ -257,6 +258,12 @@ def test_an_evicted_pod_is_worth_a_retry() -> None:
     pod["status"] |= {"reason": "Evicted", "message": "node was low on\nmemory"}
     error = verdict(failing(pod))
     assert (error.reason, "low on memory" in str(error)) == (FailureReason.RETRY, True)
+
+
+def test_a_pod_that_succeeded_before_its_node_was_drained_is_not_to_blame() -> None:
+    drained = {"phase": "Succeeded", "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "Drain"}]}
+    done = {"metadata": {"name": MASTER}, "status": drained}
+    assert verdict(failing(done, failed_pod(f"{NAME}-worker-0", 65))).reason is FailureReason.DATA
 
 
 def test_a_failed_workers_last_lines_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,6 +326,36 @@ def test_a_signal_deletes_the_job(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_the_job_is_deleted_before_anything_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCluster(RUNNING)
+    fake.on_sleep = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    in_handler: list[bool] = []
+    delete = fake.delete
+
+    def watched(name: str, urgent: bool = False) -> None:
+        in_handler.append(signal.getsignal(signal.SIGTERM) is signal.SIG_IGN)
+        delete(name, urgent)
+
+    monkeypatch.setattr(fake, "delete", watched)
+    verdict(fake)
+    assert in_handler[0]
+
+
+def test_a_job_whose_creation_was_under_way_at_the_signal_is_deleted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCluster()
+    create = fake.create
+
+    def late(manifest: Mapping[str, Any]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            create(manifest)
+
+    monkeypatch.setattr(fake, "create", late)
+    assert verdict(fake).reason is FailureReason.CANCELLED
+    assert (fake.created, fake.stored) == ([NAME], {})
+
+
 def test_a_signal_before_the_job_is_known_to_be_ours_deletes_nothing() -> None:
     fake = FakeCluster()
     fake.store(SPEC, RUNNING)["metadata"]["deletionTimestamp"] = "t"
@@ -357,6 +394,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         key = f"{self.command} {path.rpartition('/')[2]}"
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.asked.append(f"{key} {query}".strip())
+        if key.endswith(" slow"):
+            time.sleep(0.8)
         status, body = self.server.answers.get(key, (404, '{"message": "nothing here"}'))
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -431,13 +470,16 @@ def test_the_real_clients_errors_become_ours(server: Server, api: KubernetesApi)
     with pytest.raises(ApiError, match="503") as error:
         api.get("busy")
     assert error.value.transient
-    server.shutdown()
-    server.server_close()
     started = time.monotonic()
     with pytest.raises(ApiError) as error:
-        api.delete("x", urgent=True)
+        api.delete("slow", urgent=True)
     assert (error.value.status, error.value.transient) == (0, True)
     assert time.monotonic() - started < 1
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ApiError) as error:
+        api.delete("x", urgent=True)
+    assert error.value.status == 0
 
 
 def test_a_terminated_launcher_has_deleted_its_job_within_a_second(server: Server, kubeconfig: Path) -> None:
