@@ -141,6 +141,11 @@ def test_a_completion_ends_at_any_end_token_of_the_model_folder(tiny_vlm, questi
     assert "cut off" not in prediction.explanation
 
 
+def test_half_precision_weights_as_on_a_gpu_answer_every_row(tiny_vlm, questions, monkeypatch):
+    monkeypatch.setattr(module, "load_model", lambda path, _: load_model(path, "bfloat16"))
+    assert sorted(run(tiny_vlm, questions)) == sorted(questions["id"])
+
+
 def test_progress_reaches_the_number_of_rows(tiny_vlm, questions):
     seen = []
     run(tiny_vlm, questions, progress=lambda done, total: seen.append((done, total)))
