@@ -345,7 +345,7 @@ def _evaluate(run: RunConfig, folder: Path, dataset_uri: str, base: str, model_u
     import datasets
 
     from vqa_grpo.evaluation.compare import compare
-    from vqa_grpo.evaluation.examples import choose
+    from vqa_grpo.evaluation.present import pick_examples
     from vqa_grpo.evaluation.score import blind_level, score
 
     dataset = _dataset_folder(dataset_uri)
@@ -358,7 +358,7 @@ def _evaluate(run: RunConfig, folder: Path, dataset_uri: str, base: str, model_u
         "tuned": asdict(score(files["tuned"])),
         "comparison": asdict(compare(files["base"], files["tuned"])),
         "blind": asdict(blind_level(datasets.load_from_disk(str(dataset / "train")), rows)),
-        "examples": choose(files["base"], files["tuned"], rows),
+        "examples": [example.as_dict() for example in pick_examples(files["base"], files["tuned"], rows)],
         "split": run.evaluate.split,
         "dataset_uri": dataset_uri,
         "model_uri": model_uri,
@@ -497,18 +497,36 @@ def finish_run(run_id: str, root: str, status: str) -> dict[str, Any]:
     store = open_store(step_uri(root, run_id, "summary"))
     store.write("summary.json", json.dumps(summary, indent=1, sort_keys=True, allow_nan=False).encode())
     if evaluation:
-        store.write("report.html", _report(summary, evaluation).encode())
+        store.write("report.html", _report(run_id, results, summary["seconds"]).encode())
     announce("finish", "finished")
     return summary
 
 
-def _report(summary: dict[str, Any], evaluation: dict[str, Any]) -> str:
+def _report(run_id: str, results: dict[str, dict[str, Any] | None], seconds: dict[str, float]) -> str:
+    """The HTML report of a run that was evaluated, whether or not it was decided on."""
+    from vqa_grpo.evaluation.compare import Comparison
+    from vqa_grpo.evaluation.gate import Decision
+    from vqa_grpo.evaluation.present import run_report
+    from vqa_grpo.evaluation.score import BlindLevel, Scores
     from vqa_grpo.report.html import render_run_report
-    from vqa_grpo.report.summary import run_report
+    from vqa_grpo.report.run import Example
 
-    model = open_store(publish.get(evaluation["model_uri"]).root)
-    history = json.loads(model.read("history.json") or b"[]")
-    return render_run_report(run_report(summary, evaluation, history, evaluation["config"], evaluation["lineage"]))
+    evaluation, decided = results["evaluate"] or {}, results["decide"]
+    history = open_store(publish.get(evaluation["model_uri"]).root).read("history.json")
+    report = run_report(
+        f"vqa-grpo {run_id}",
+        Scores.from_dict(evaluation["base"]),
+        Scores.from_dict(evaluation["tuned"]),
+        Comparison.from_dict(evaluation["comparison"]),
+        blind=BlindLevel(**evaluation["blind"]),
+        decision=Decision(decided["decision"], decided["reasons"]) if decided else None,
+        examples=[Example.from_dict(example) for example in evaluation["examples"]],
+        history=json.loads(history or b"[]"),
+        lineage=evaluation["lineage"],
+        config=evaluation["config"],
+        timings=seconds,
+    )
+    return render_run_report(report)
 
 
 # --- shared -----------------------------------------------------------------------------------------------------

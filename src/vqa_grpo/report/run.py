@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
 
 Interval = Sequence[float] | None
@@ -46,6 +47,14 @@ class Example:
     base_note: str = ""
     tuned_note: str = ""
     image: bytes | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: the picture as base64."""
+        return asdict(self) | {"image": base64.b64encode(self.image).decode() if self.image else None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Example:
+        return cls(**{**values, "image": base64.b64decode(values["image"]) if values["image"] else None})
 
 
 @dataclass(frozen=True)
