@@ -231,19 +231,27 @@ def prepare_model(config: str, dataset_uri: str, root: str) -> Prepared:
 
 
 def _build_tiny(run: RunConfig, dataset_uri: str, root: str) -> Prepared:
+    """The embedded base model, built once for each set of rows, recipe, prompt and seed.
+
+    It knows the world of easy-VQA only: on other data it is a stand-in that shows the pipeline at work.
+    """
     from vqa_grpo.quickstart.recipes import RECIPES, recipe_key
 
     recipe, template = RECIPES[run.model.recipe], prompts.load(run.model.prompt)
-    data = _result(dataset_uri)
+    own_rows = run.data.source == EASY_VQA
+    rows_key = _result(dataset_uri)["digest"] if own_rows else open_source(EASY_VQA).fingerprint
 
     def build(folder: Path) -> dict[str, Any]:
         from vqa_grpo.data.convert import read_records
         from vqa_grpo.quickstart.base import build_base
 
-        rows = list(read_records(_dataset_folder(dataset_uri), "train"))
-        return build_base(rows, folder, recipe, template, run.seed, _stages("prepare"))
+        # The converted split, because its validation pictures must stay unseen.
+        found = (
+            read_records(_dataset_folder(dataset_uri), "train") if own_rows else open_source(EASY_VQA).records("train")
+        )
+        return build_base(list(found), folder, recipe, template, run.seed, _stages("prepare"))
 
-    uri = step_uri(root, "base-" + key_of(recipe_key(recipe, template, run.seed), data["digest"]), "model")
+    uri = step_uri(root, "base-" + key_of(recipe_key(recipe, template, run.seed), rows_key), "model")
     result = _once("prepare", uri, build)
     return Prepared(uri, result["folder_digest"])
 

@@ -38,7 +38,7 @@ def test_a_run_killed_in_each_step_and_started_again_finishes_once(tmp_path: Pat
     code, summary, seen = run(runs)
     assert code == 0, seen
     versions = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}").search_model_versions("")
-    assert [(version.name, version.version) for version in versions] == [("vqa-grpo", "1")]
+    assert [(version.name, str(version.version)) for version in versions] == [("vqa-grpo", "1")]
     _check_storage(runs, summary)
 
 
