@@ -109,11 +109,15 @@ def test_a_mistake_is_one_line_and_the_exit_code_of_its_reason(
 ) -> None:
     from vqa_grpo.training.__main__ import main
 
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"model_type": "internvl_chat", "auto_map": {}}')
     few = ["--per_device_train_batch_size", "64", "--num_generations", "2"]
     mistakes = {
         "unknown option --bog": options(tiny_model, tiny_dataset, tmp_path, "--bog", "1"),
         "no such folder": options(tiny_model, tmp_path / "nothing", tmp_path),
         "no model folder": options(tiny_dataset, tiny_dataset, tmp_path),
+        "model_type 'internvl_chat'": options(foreign, tiny_dataset, tmp_path),
         "has 16 rows, but one round takes 32": options(tiny_model, tiny_dataset, tmp_path, *few),
     }
     for says, argv in mistakes.items():
@@ -177,6 +181,24 @@ def test_two_processes_train_as_one(
     assert record["processes"] == 2
     assert record["distributed"] == ("DEEPSPEED" if deepspeed else "MULTI_CPU")
     assert changed(tiny_model, tmp_path)
+
+
+@pytest.mark.full
+def test_a_rank_that_fails_keeps_its_exit_code_and_stops_the_others(
+    tiny_model: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    import datasets
+
+    rows = datasets.load_from_disk(str(tiny_dataset)).cast_column("image", datasets.Image(decode=False))
+    broken = rows.map(lambda row: {"image": {"bytes": b"no picture", "path": None}}, features=rows.features)
+    broken.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "broken"))
+    done = run(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vqa_grpo.training"),
+        *options(tiny_model, tmp_path / "broken", tmp_path / "output"),
+    )
+    assert done.returncode == 1
+    assert "error: a picture of " in done.stderr
+    assert "exitcode  : 65" in done.stderr
 
 
 # A random model's completions all score 0, which gives no gradient; this reward tells any two of them apart.
