@@ -157,6 +157,18 @@ def test_lora_trains_an_adapter_and_leaves_the_merged_model(
 
 
 @pytest.mark.full
+def test_lora_under_zero3_is_merged_into_whole_weights(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    """While ZeRO-3 is on, transformers loads every model empty; the base for the merge must come whole."""
+    lora = ["--use_peft", "--target_modules", "q_proj", "v_proj", "--deepspeed", "zero3"]
+    done = run(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vqa_grpo.training"),
+        *options(tiny_model, tiny_dataset, tmp_path, *lora, *WELL_PAID),
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert changed(tiny_model, tmp_path) == {"q_proj", "v_proj"}
+
+
+@pytest.mark.full
 def test_a_frozen_vision_tower_stays_as_it_was(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     frozen = ["--freeze_vision_modules", *WELL_PAID]
     done = run("-m", "vqa_grpo.training", *options(tiny_model, tiny_dataset, tmp_path, *frozen))
