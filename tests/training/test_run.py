@@ -186,13 +186,17 @@ def test_two_processes_train_as_one(
     more = ["--deepspeed", f"configs/deepspeed_{deepspeed}.json"] if deepspeed else []
     done = run(
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vqa_grpo.training"),
-        *options(tiny_model, tiny_dataset, tmp_path, *more, *WELL_PAID),
+        *options(
+            tiny_model, tiny_dataset, tmp_path, *more, *WELL_PAID, *("--save_strategy", "steps", "--save_steps", "2")
+        ),
     )
     assert done.returncode == 0, done.stderr[-4000:]
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["processes"] == 2
     assert record["distributed"] == ("DEEPSPEED" if deepspeed else "MULTI_CPU")
     assert changed(tiny_model, tmp_path)
+    # Only DeepSpeed's engine writes such a folder: accelerate may report DEEPSPEED and train plain DDP.
+    assert bool(list((tmp_path / "checkpoint-2").glob("global_step*"))) == bool(deepspeed)
 
 
 @pytest.mark.full
