@@ -169,6 +169,14 @@ def test_lora_under_zero3_is_merged_into_whole_weights(tiny_model: Path, tiny_da
 
 
 @pytest.mark.full
+def test_a_run_can_score_a_split_as_it_goes(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    evaluated = ["--eval_strategy", "steps", "--eval_steps", "2", "--eval_split", "train"]
+    done = run("-m", "vqa_grpo.training", *options(tiny_model, tiny_dataset, tmp_path, *evaluated))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "eval_rewards/accuracy/mean" in (tmp_path / "history.json").read_text()
+
+
+@pytest.mark.full
 def test_a_frozen_vision_tower_stays_as_it_was(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     frozen = ["--freeze_vision_modules", *WELL_PAID]
     done = run("-m", "vqa_grpo.training", *options(tiny_model, tiny_dataset, tmp_path, *frozen))
@@ -205,7 +213,7 @@ def test_a_rank_that_fails_keeps_its_exit_code_and_stops_the_others(
 ) -> None:
     import datasets
 
-    rows = datasets.load_from_disk(str(tiny_dataset)).cast_column("image", datasets.Image(decode=False))
+    rows = datasets.load_from_disk(str(tiny_dataset))["train"].cast_column("image", datasets.Image(decode=False))
     broken = rows.map(lambda row: {"image": {"bytes": b"no picture", "path": None}}, features=rows.features)
     broken.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "broken"))
     done = run(

@@ -33,9 +33,7 @@ def train(arguments: Arguments) -> Path:
     dataset_folder = fetched(str(vqa.dataset_name), arguments)
     rows = open_split(dataset_folder, template, vqa.train_split, arguments)
     check_size(len(rows), arguments)
-    evaluated = (
-        open_split(dataset_folder, template, vqa.eval_split, arguments) if str(grpo.eval_strategy) != "no" else None
-    )
+    evaluated = open_split(dataset_folder, template, vqa.eval_split, arguments) if grpo.eval_strategy != "no" else None
 
     from vqa_grpo.rewards.registry import load_rewards
 
