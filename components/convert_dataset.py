@@ -33,4 +33,4 @@ def convert_dataset(
     with open(dataset.path, "w", encoding="utf-8") as file:
         json.dump(asdict(result), file)
     dataset.metadata.update({"uri": result.dataset_uri, "digest": result.digest, **result.splits})
-    return namedtuple("Converted", ("dataset_uri", "digest"))(result.dataset_uri, result.digest)
+    return namedtuple("Converted", ("dataset_uri", "digest"))(result.dataset_uri, result.digest)  # type: ignore[call-arg]

@@ -24,4 +24,4 @@ def prepare_model(config: str, dataset_uri: str, root: str) -> NamedTuple("Prepa
     from vqa_grpo import steps
 
     result = steps.guarded(steps.prepare_model)(config, dataset_uri, root)
-    return namedtuple("Prepared", ("base", "digest"))(result.base, result.digest)
+    return namedtuple("Prepared", ("base", "digest"))(result.base, result.digest)  # type: ignore[call-arg]

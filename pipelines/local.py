@@ -13,8 +13,12 @@ def main() -> int:
     parameters, root = json.loads(sys.argv[1]), sys.argv[2]
     # The runner warns that our images' names do not contain "python"; they are not used here at all.
     warnings.filterwarnings("ignore", message=".*non-Python base image.*")
+    warnings.filterwarnings("ignore", message=".*have no effect in the current local runner.*")
     from kfp import local
 
+    from vqa_grpo.pipelines import wiring
+
+    wiring.RETRIES = 0
     from vqa_grpo.pipelines.train import train_pipeline
 
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=root, raise_on_error=True)

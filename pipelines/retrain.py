@@ -25,7 +25,7 @@ def retrain_pipeline(
     tracking_uri: str = "",
     trainer_image: str = TRAINER,
     code: str = "",
-):
+) -> None:
     """Train again if there is something new.
 
     Decisions are remembered under the output root, so scheduled runs need one that stays the same; the pipeline

@@ -24,7 +24,7 @@ def train_pipeline(
     tracking_uri: str = "",
     trainer_image: str = TRAINER,
     code: str = "",
-):
+) -> None:
     """Train, evaluate, decide and register.
 
     The defaults are a smoke run on CPU: easy-VQA, a tiny model, two nodes without GPUs, output under the pipeline

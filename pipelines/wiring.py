@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kfp import dsl
+from kfp import dsl, kubernetes
 
 from vqa_grpo.components.convert_dataset import convert_dataset
 from vqa_grpo.components.decide_promotion import decide_promotion
@@ -14,7 +14,13 @@ from vqa_grpo.components.resolve_source import resolve_source
 from vqa_grpo.components.train_model import train_model
 from vqa_grpo.components.validate_dataset import validate_dataset
 
-RETRIES = 2
+# What steps need to reach S3 and MLflow, from a Secret and a ConfigMap of the namespace; all of it optional, since a
+# cluster may use instance roles and real AWS. Never parameters: Kubeflow shows and stores those.
+S3_SECRET = "vqa-grpo-s3"  # noqa: S105 - a name
+SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+SETTINGS = "vqa-grpo"
+SETTING_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI")
+RETRIES = 2  # a run on one's own machine sets 0 before it imports a pipeline: there the person retries
 
 
 def resolve(parameters: dict[str, Any]) -> dsl.PipelineTask:
@@ -58,16 +64,43 @@ def finish(output_root: Any, run_id: Any) -> dsl.PipelineTask:
         job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
     )
     # A cache hit would mean that nothing is cleaned up.
-    return task.set_caching_options(False).set_cpu_request("500m").set_memory_limit("2Gi").set_memory_request("1Gi")
+    return (
+        _connected(task)
+        .set_caching_options(False)
+        .set_cpu_request("500m")
+        .set_memory_limit("2Gi")
+        .set_memory_request("1Gi")
+    )
 
 
 def _small(task: dsl.PipelineTask, cached: bool) -> dsl.PipelineTask:
     """A task that moves bytes or waits. Every step is safe to run twice, so a lost node costs a retry only."""
-    task.set_caching_options(cached).set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0)
-    return task.set_cpu_request("1").set_cpu_limit("2").set_memory_request("2Gi").set_memory_limit("4Gi")
+    return (
+        _retried_and_connected(task.set_caching_options(cached))
+        .set_cpu_request("1")
+        .set_cpu_limit("2")
+        .set_memory_request("2Gi")
+        .set_memory_limit("4Gi")
+    )
 
 
 def _large(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """A task that runs a model itself."""
-    task.set_caching_options(False).set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0)
-    return task.set_cpu_request("2").set_cpu_limit("4").set_memory_request("6Gi").set_memory_limit("12Gi")
+    return (
+        _retried_and_connected(task.set_caching_options(False))
+        .set_cpu_request("2")
+        .set_cpu_limit("4")
+        .set_memory_request("6Gi")
+        .set_memory_limit("12Gi")
+    )
+
+
+def _retried_and_connected(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    _connected(task)
+    return task.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0) if RETRIES else task
+
+
+def _connected(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Give a task its connections, by reference."""
+    kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in SECRET_KEYS}, optional=True)
+    return kubernetes.use_config_map_as_env(task, SETTINGS, {key: key for key in SETTING_KEYS}, optional=True)

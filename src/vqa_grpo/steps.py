@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 from vqa_grpo import config as configuration
 from vqa_grpo.config import RunConfig
 from vqa_grpo.contract import prompt as prompts
-from vqa_grpo.contract.failure import ConfigurationError, StepError
+from vqa_grpo.contract.failure import ConfigurationError, FailureReason, StepError
 from vqa_grpo.contract.layout import key_of, step_uri
 from vqa_grpo.report.progress import announce, emit
 from vqa_grpo.storage import publish
@@ -47,8 +47,15 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
             announce(function.__name__, "failed", error=str(error), reason=str(error.reason))
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(error.reason.exit_code) from None
+        except Exception as error:  # a mistake of ours: the traceback goes to the log, one line to the person
+            announce(function.__name__, "failed", error=_one_line(error), reason=str(FailureReason.INTERNAL))
+            raise
 
     return run
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 # --- resolve ----------------------------------------------------------------------------------------------------
@@ -79,7 +86,7 @@ def resolve(
     if not root:
         raise ConfigurationError("no place to write to: give an output root, s3://bucket/prefix or a folder")
     prompts.load(run.model.prompt)
-    source = _open_source(run.data.source)
+    source = open_source(run.data.source)
     code = code or code_digest()
     run_id = run_id or "run-" + key_of(run.canonical(), source.fingerprint, code)[:12]
     # Only what decides the converted data goes to the data steps, so that other settings do not undo their cache.
@@ -101,13 +108,13 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _open_source(name: str) -> Any:
+def open_source(name: str) -> Any:
     from vqa_grpo.data.sources import Source, open_folder
 
     if name == EASY_VQA:
         from vqa_grpo.quickstart import easy_vqa
 
-        return Source(name, easy_vqa.fingerprint(), dict(easy_vqa.ROWS), easy_vqa.records)
+        return Source(name, easy_vqa.fingerprint(), dict(easy_vqa.ROWS), easy_vqa.records)  # type: ignore[arg-type]
     if name.startswith("builtin:"):
         raise ConfigurationError(f"data.source {name!r} is not built in: the one that is, is {EASY_VQA}")
     return open_folder(name)
@@ -159,7 +166,7 @@ def convert_dataset(data_config: str, fingerprint: str, root: str, code: str) ->
     def build(folder: Path) -> dict[str, Any]:
         source = _unchanged_source(data.source, fingerprint)
         rule = convert.SplitRule(data.split_seed, data.validation_fraction, data.test_fraction)
-        return asdict(convert.convert(source, rule, folder / "dataset", data.limit))
+        return asdict(convert.convert(source, rule, folder, data.limit))
 
     uri = step_uri(root, _data_key(data_config, fingerprint, code), "convert")
     result = _once("convert", uri, build)
@@ -181,7 +188,7 @@ def _data_key(data_config: str, fingerprint: str, code: str) -> str:
 
 
 def _unchanged_source(name: str, fingerprint: str) -> Any:
-    source = _open_source(name)
+    source = open_source(name)
     if source.fingerprint != fingerprint:
         raise ConfigurationError(f"{name} changed since this run looked at it: start the run again")
     return source
@@ -293,22 +300,10 @@ def training_arguments(run: RunConfig, dataset: str, base: str, output_dir: str,
 
 def training_job(run: RunConfig, run_id: str, arguments: list[str], image: str) -> Any:
     """The job that trains: what `train` launches and `render-job` prints."""
-    from vqa_grpo.jobs.spec import JobSpec
+    from vqa_grpo.jobs import JobSpec, job_name
 
-    job = run.job
-    return JobSpec(
-        name="train",
-        run_id=run_id,
-        module="vqa_grpo.training",
-        arguments=tuple(arguments),
-        num_nodes=job.num_nodes,
-        processes_per_node=job.processes_per_node or max(job.gpus_per_node, 1),
-        gpus_per_node=job.gpus_per_node,
-        image=image,
-        cpu=job.cpu,
-        memory=job.memory,
-        namespace=job.namespace,
-        timeout_seconds=job.timeout_seconds,
+    return JobSpec.from_config(
+        job_name(run_id), run_id, "vqa_grpo.training", run.job, arguments=tuple(arguments), image=image
     )
 
 
@@ -350,32 +345,20 @@ def _evaluate(run: RunConfig, folder: Path, dataset_uri: str, base: str, model_u
     import datasets
 
     from vqa_grpo.evaluation.compare import compare
-    from vqa_grpo.evaluation.examples import choose
-    from vqa_grpo.evaluation.predict import predict, sample_rows, write_predictions
+    from vqa_grpo.evaluation.present import pick_examples
     from vqa_grpo.evaluation.score import blind_level, score
 
-    splits = datasets.load_from_disk(str(_dataset_folder(dataset_uri)))
-    rows = sample_rows(splits[run.evaluate.split], run.evaluate.sample, run.evaluate.sample_seed)
-    template = prompts.load(run.model.prompt)
+    dataset = _dataset_folder(dataset_uri)
     files = {"base": folder / "base.parquet", "tuned": folder / "tuned.parquet"}
-    for name, model in (("base", base), ("tuned", model_uri)):
-        predictions = predict(
-            Path(_model_folder(model)),
-            rows,
-            template,
-            batch_size=run.evaluate.batch_size,
-            max_new_tokens=run.evaluate.max_new_tokens,
-            min_pixels=run.model.min_pixels,
-            max_pixels=run.model.max_pixels,
-            progress=functools.partial(emit, f"evaluate {name}"),
-        )
-        write_predictions(files[name], predictions)
+    predict_to(run, base, dataset, files["base"], "evaluate base")
+    predict_to(run, model_uri, dataset, files["tuned"], "evaluate tuned")
+    rows = _held_out(run, dataset)
     return {
         "base": asdict(score(files["base"])),
         "tuned": asdict(score(files["tuned"])),
         "comparison": asdict(compare(files["base"], files["tuned"])),
-        "blind": asdict(blind_level(splits["train"], rows)),
-        "examples": choose(files["base"], files["tuned"], rows),
+        "blind": asdict(blind_level(datasets.load_from_disk(str(dataset / "train")), rows)),
+        "examples": [example.as_dict() for example in pick_examples(files["base"], files["tuned"], rows)],
         "split": run.evaluate.split,
         "dataset_uri": dataset_uri,
         "model_uri": model_uri,
@@ -385,10 +368,37 @@ def _evaluate(run: RunConfig, folder: Path, dataset_uri: str, base: str, model_u
             "base_model": base,
             "model_uri": model_uri,
             "model_digest": publish.get(model_uri).digest,
-            "prompt_digest": template.digest,
+            "prompt_digest": prompts.load(run.model.prompt).digest,
             "rewards": ", ".join(run.rewards.functions),
         },
     }
+
+
+def predict_to(run: RunConfig, model: str, dataset: Path, out: Path, task: str = "evaluate") -> None:
+    """Ask one model the configuration's held-out questions and write its predictions as Parquet."""
+    from vqa_grpo.evaluation.predict import predict, write_predictions
+
+    predictions = predict(
+        Path(_model_folder(model)),
+        _held_out(run, dataset),
+        prompts.load(run.model.prompt),
+        batch_size=run.evaluate.batch_size,
+        max_new_tokens=run.evaluate.max_new_tokens,
+        min_pixels=run.model.min_pixels,
+        max_pixels=run.model.max_pixels,
+        progress=functools.partial(emit, task),
+    )
+    write_predictions(out, predictions)
+
+
+def _held_out(run: RunConfig, dataset: Path) -> Any:
+    """The questions of the evaluation: the same for every model and every run with the same settings."""
+    import datasets
+
+    from vqa_grpo.evaluation.predict import sample_rows
+
+    split = datasets.load_from_disk(str(dataset / run.evaluate.split))
+    return sample_rows(split, run.evaluate.sample, run.evaluate.sample_seed)
 
 
 @dataclass(frozen=True)
@@ -487,18 +497,36 @@ def finish_run(run_id: str, root: str, status: str) -> dict[str, Any]:
     store = open_store(step_uri(root, run_id, "summary"))
     store.write("summary.json", json.dumps(summary, indent=1, sort_keys=True, allow_nan=False).encode())
     if evaluation:
-        store.write("report.html", _report(summary, evaluation).encode())
+        store.write("report.html", _report(run_id, results, summary["seconds"]).encode())
     announce("finish", "finished")
     return summary
 
 
-def _report(summary: dict[str, Any], evaluation: dict[str, Any]) -> str:
+def _report(run_id: str, results: dict[str, dict[str, Any] | None], seconds: dict[str, float]) -> str:
+    """The HTML report of a run that was evaluated, whether or not it was decided on."""
+    from vqa_grpo.evaluation.compare import Comparison
+    from vqa_grpo.evaluation.gate import Decision
+    from vqa_grpo.evaluation.present import run_report
+    from vqa_grpo.evaluation.score import BlindLevel, Scores
     from vqa_grpo.report.html import render_run_report
-    from vqa_grpo.report.summary import run_report
+    from vqa_grpo.report.run import Example
 
-    model = open_store(publish.get(evaluation["model_uri"]).root)
-    history = json.loads(model.read("history.json") or b"[]")
-    return render_run_report(run_report(summary, evaluation, history, evaluation["config"], evaluation["lineage"]))
+    evaluation, decided = results["evaluate"] or {}, results["decide"]
+    history = open_store(publish.get(evaluation["model_uri"]).root).read("history.json")
+    report = run_report(
+        f"vqa-grpo {run_id}",
+        Scores.from_dict(evaluation["base"]),
+        Scores.from_dict(evaluation["tuned"]),
+        Comparison.from_dict(evaluation["comparison"]),
+        blind=BlindLevel(**evaluation["blind"]),
+        decision=Decision(decided["decision"], decided["reasons"]) if decided else None,
+        examples=[Example.from_dict(example) for example in evaluation["examples"]],
+        history=json.loads(history or b"[]"),
+        lineage=evaluation["lineage"],
+        config=evaluation["config"],
+        timings=seconds,
+    )
+    return render_run_report(report)
 
 
 # --- shared -----------------------------------------------------------------------------------------------------
@@ -546,7 +574,7 @@ def _cache() -> Path:
 
 
 def _dataset_folder(uri: str) -> Path:
-    return publish.fetch(uri, _cache()) / "dataset"
+    return publish.fetch(uri, _cache())
 
 
 def _model_folder(name: str) -> str:

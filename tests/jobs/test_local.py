@@ -27,7 +27,8 @@ Write = Callable[..., JobSpec]
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """A job that runs the given code."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "PYTHONUNBUFFERED"):
+        monkeypatch.delenv(name, raising=False)
 
     def write(code: str, **fields: Any) -> JobSpec:
         (tmp_path / "the_job.py").write_text(textwrap.dedent(code), encoding="utf-8")
@@ -117,7 +118,9 @@ def test_torchrun_keeps_the_reason_of_its_worker(job: Write, capsys: Any) -> Non
     with pytest.raises(JobError, match=r"^learning_rate is wrong$") as error:
         local.run(job(code, processes_per_node=2))
     assert error.value.reason is FailureReason.CONFIGURATION
-    assert "rank 1 threads 1\n" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "rank 1 threads 1\n" in out
+    assert "OMP_NUM_THREADS" not in err  # torchrun warns where it had to set it
 
 
 def test_a_killed_job_leaves_no_process_not_even_one_in_a_session_of_its_own(job: Write, tmp_path: Path) -> None:
@@ -199,8 +202,3 @@ def test_a_job_that_takes_too_long_is_stopped(job: Write, tmp_path: Path) -> Non
 def test_several_nodes_are_refused_with_the_fix(job: Write) -> None:
     with pytest.raises(ConfigurationError, match="pytorchjob"):
         local.run(job("", num_nodes=2))
-
-
-def test_an_unknown_launcher_is_refused(job: Write) -> None:
-    with pytest.raises(ConfigurationError, match="slurm"):
-        launch(job(""), "slurm")

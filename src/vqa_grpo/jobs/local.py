@@ -70,7 +70,7 @@ def _environment(spec: JobSpec) -> dict[str, str]:
     environment = {**os.environ, **spec.environment}
     environment.setdefault("PYTHONUNBUFFERED", "1")  # a pipe would hold the lines back
     if spec.processes_per_node > 1:
-        # Otherwise every process starts a thread for every core, and they stand in each other's way.
+        # One thread for each core in every process would be too many; torchrun does the same, with a long warning.
         environment.setdefault("OMP_NUM_THREADS", "1")
     return environment
 

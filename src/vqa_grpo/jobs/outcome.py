@@ -49,6 +49,8 @@ class Ended(NamedTuple):
 def ended_badly(pod: dict[str, Any], log_tail: Sequence[str] = ()) -> Ended | None:
     """How a pod failed, or None where it did not. `log_tail` is the end of its log, where it can be had."""
     name, status = pod["metadata"]["name"], pod.get("status", {})
+    if status.get("phase") == "Succeeded":
+        return None
     disrupted = [
         c for c in status.get("conditions") or () if c.get("type") == "DisruptionTarget" and c["status"] == "True"
     ]

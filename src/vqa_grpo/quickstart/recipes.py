@@ -50,16 +50,17 @@ RECIPES = {
     ),
     # Sees colours at best: enough to show that GRPO turns prose into JSON.
     "quick": Recipe(
-        vision_steps=120,
+        vision_steps=150,
         vision_batch=64,
         vision_rate=2e-3,
-        caption_steps=50,
+        caption_steps=60,
         caption_batch=64,
         caption_rate=3e-3,
-        answer_steps=200,
+        answer_steps=260,
         answer_batch=24,
         answer_rate=2e-3,
         tower_rate=1.0,
+        json_share=0.9,  # a starker habit is learned sooner
     ),
     # Loads and generates, and knows nothing: for tests of the plumbing.
     "micro": Recipe(

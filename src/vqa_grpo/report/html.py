@@ -234,9 +234,11 @@ def _config(config: Mapping[str, Any]) -> str:
 def _safe(text: str, limit: int) -> str:
     """Escaped, without characters that HTML forbids, and cut with a note of what was left out."""
     text = _plain(text)
-    if len(text) > limit:
-        text = f"{text[:limit]} … ({len(text) - limit:,} more characters)"
-    return html.escape(text, quote=True)
+    shown = text[:limit]
+    if len(html.escape(shown).encode()) > 2 * limit:
+        shown = shown[: limit // 3]  # a quote takes six bytes: text made of them must not blow up the page
+    left_out = f" … ({len(text) - len(shown):,} more characters)" if len(shown) < len(text) else ""
+    return html.escape(shown + left_out, quote=True)
 
 
 def _plain(text: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 from vqa_grpo.report.run import Group, RunReport, headline, interval, percent, points
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]|~#])")
 
 
 def render_markdown(report: RunReport) -> str:
@@ -26,7 +27,7 @@ def render_markdown(report: RunReport) -> str:
 
 def escape(text: str) -> str:
     """Text that Markdown and the HTML inside it leave as it is, on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _row(group: Group) -> str:

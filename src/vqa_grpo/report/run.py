@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
 
 Interval = Sequence[float] | None
@@ -47,6 +48,14 @@ class Example:
     tuned_note: str = ""
     image: bytes | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: the picture as base64."""
+        return asdict(self) | {"image": base64.b64encode(self.image).decode() if self.image else None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Example:
+        return cls(**{**values, "image": base64.b64decode(values["image"]) if values["image"] else None})
+
 
 @dataclass(frozen=True)
 class RunReport:
@@ -87,7 +96,7 @@ def headline(report: RunReport) -> str:
 
 
 def _split(group: Group) -> str:
-    if not is_number(group.from_format) or not is_number(group.from_answers):
+    if not (is_number(group.gain) and is_number(group.from_format) and is_number(group.from_answers)):
         return ""
     if min(group.from_format, group.from_answers) >= 0 and group.gain > 0:
         return f"; {100 * group.from_format:.1f} of the {100 * group.gain:.1f} points are format"

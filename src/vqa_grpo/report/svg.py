@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from vqa_grpo.report.run import Interval, is_interval, is_number
 
@@ -35,7 +36,7 @@ def line_chart(
     height: int = 200,
 ) -> str:
     """One line over steps; a point that is None or NaN leaves a gap. `y_range` is the least that the axis shows."""
-    known = [(x, y) for x, y in points if is_number(x) and is_number(y)]
+    known = [(x, y) for x, y in points if _drawable(x) and _drawable(y)]
     if not known:
         return _frame(width, height, title, [_text(width / 2, height / 2, "nothing was logged", anchor="middle")])
     ys = [y for _, y in known] + list(y_range or ())
@@ -132,10 +133,11 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers that enclose low and high; at least two, so that an axis always has a length.
 
     >>> _ticks(0, 1, 4), _ticks(3, 3, 4), _ticks(0.12, 0.47, 4)
-    ([0.0, 0.5, 1.0], [2.0, 3.0, 4.0], [0.1, 0.2, 0.3, 0.4, 0.5])
+    ([0.0, 0.5, 1.0], [2.0, 2.5, 3.0, 3.5, 4.0], [0.1, 0.2, 0.3, 0.4, 0.5])
     """
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        spread = abs(low) / 3 or 1.0
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, 1e-30):
+        spread = size / 3 if size > 1e-30 else 1.0
         low, high = low - spread, high + spread
     rough = (high - low) / about
     unit = 10 ** math.floor(math.log10(rough))
@@ -155,11 +157,16 @@ def _runs(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float
     """Stretches of known points between the gaps."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in points:
-        if is_number(x) and is_number(y):
+        if _drawable(x) and _drawable(y):
             runs[-1].append((x, y))
         elif runs[-1]:
             runs.append([])
     return [run for run in runs if run]
+
+
+def _drawable(value: float | None) -> TypeGuard[float]:
+    """Not missing, and small enough that an axis around it does not overflow."""
+    return is_number(value) and abs(value) < 1e100
 
 
 def _short(value: float) -> str:

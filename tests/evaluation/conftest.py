@@ -1,10 +1,52 @@
-"""A tiny Qwen2.5-VL with random weights and a byte-level tokenizer: every code path of a real one, in a second."""
+"""Prediction tables in one short line for each row, and a tiny Qwen2.5-VL with random weights."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pytest
+
+from vqa_grpo.contract.verdict import Prediction, prediction_schema
+
+WRONG = Prediction(
+    id="",
+    type="color",
+    question="what color is it?",
+    gold="red",
+    completion="It looks blue.",
+    completion_tokens=10,
+    outcome="no_json",
+    format_reward=0.0,
+    answer=None,
+    steps=[],
+    correct=False,
+    reward=0.0,
+    gold_type="text",
+    rule="no_answer",
+    explanation="",
+    reasoning_f1=None,
+)
+READ = replace(WRONG, outcome="valid", answer="blue", rule="text_exact")
+RIGHT = replace(READ, answer="red", correct=True, reward=1.0)
+WRAPPED = replace(RIGHT, outcome="wrapped")
+LETTERS = {"-": WRONG, "x": READ, "o": RIGHT, "w": WRAPPED}
+
+
+def table(letters: str, types: str = "", **changes: Any) -> pa.Table:
+    """- not readable, x read and wrong, o read and right, w right with text around it; `types` has one for each row."""
+    rows = [
+        replace(LETTERS[letter], id=f"q{index}", **({"type": types[index]} if types else {}), **changes)
+        for index, letter in enumerate(letters)
+    ]
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=prediction_schema())
+
+
+PAD, END = "<|endoftext|>", "<|im_end|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
@@ -40,7 +82,7 @@ def build(folder: Path, *, corpus: list[str] | None = None, hidden: int = 64, la
             show_progress=False,
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=END, pad_token=PAD)
     token = tokenizer.convert_tokens_to_ids
     vocabulary = len(tokenizer)
     torch.manual_seed(seed)
@@ -54,7 +96,7 @@ def build(folder: Path, *, corpus: list[str] | None = None, hidden: int = 64, la
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": False,
             "bos_token_id": None,
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),
@@ -80,7 +122,7 @@ def build(folder: Path, *, corpus: list[str] | None = None, hidden: int = 64, la
         video_token_id=vocabulary + 1,
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
     pixels = Qwen2VLImageProcessorPil(
         patch_size=16, merge_size=2, temporal_patch_size=1, min_pixels=32 * 32, max_pixels=64 * 64
@@ -89,7 +131,7 @@ def build(folder: Path, *, corpus: list[str] | None = None, hidden: int = 64, la
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
-                weight.mul_(3.5)  # at the stock scale a narrow model says the same whatever it is asked
+                weight.mul_(5)  # at the stock scale a narrow model says the same whatever it is asked
     model.save_pretrained(folder)
     Qwen2_5_VLProcessor(pixels, tokenizer, None, chat_template=TEMPLATE).save_pretrained(folder)
     return folder
@@ -101,3 +143,19 @@ def picture(colour: tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> b
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(name="table", scope="session")
+def _table() -> Callable[..., pa.Table]:
+    return table
+
+
+@pytest.fixture(name="picture", scope="session")
+def _picture() -> Callable[..., bytes]:
+    return picture
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every code path of a real Qwen2.5-VL with a byte-level tokenizer, built in a second."""
+    return build(tmp_path_factory.mktemp("tiny-vlm"))

@@ -1,0 +1,59 @@
+# Every target installs what it needs into $(VENV) first; nothing needs root, Docker or a compiler.
+PYTHON ?= python3
+VENV ?= .venv
+# On Linux without a GPU, spare yourself gigabytes of CUDA: see README.md, "Installing".
+TORCH_PIP_ARGS ?=
+# make run QUICK=1 proves the plumbing in three minutes; ARGS goes to `vqa-grpo run`.
+QUICK ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+CONSTRAINTS := images/constraints.txt
+TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: install run test test-full lint clean prove-learning bench drills images
+
+install: $(VENV)/.local
+
+run: $(VENV)/.local
+	@$(BIN)/vqa-grpo run $(if $(QUICK),--quick) $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-full: $(VENV)/.dev
+	$(BIN)/python -m pytest -m full --timeout 1800
+
+# import-linter reads packages from disk, and only an installed copy has components/ and pipelines/ in their place.
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	rm -rf build/lint && $(PIP) install --no-deps --target build/lint .
+	PYTHONPATH=build/lint $(BIN)/lint-imports --no-cache
+
+prove-learning bench drills images:
+	@echo "make $@ is not in this version yet" >&2; exit 2
+
+clean:
+	rm -rf build dist $(VENV) src/*.egg-info
+
+# torch goes first and alone, so that nothing after it can choose another build.
+$(VENV)/.torch: $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11: make PYTHON=python3.11 …" >&2; exit 78; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing $(TORCH) into $(VENV)"
+	@$(PIP) install $(TORCH) $(TORCH_PIP_ARGS)
+	@touch $@
+
+$(VENV)/.local: $(VENV)/.torch pyproject.toml
+	@echo "installing vqa-grpo into $(VENV), about two minutes"
+	@$(PIP) install -c $(CONSTRAINTS) -e '.[local]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.local
+	@echo "installing what the tests and checks need"
+	@$(PIP) install -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,33 @@
+"""Compile the pipelines into YAML for Kubeflow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from vqa_grpo.contract.failure import StepError
+
+PIPELINES = {"train": "train_pipeline", "retrain": "retrain_pipeline"}
+
+
+def package(out: Path, steps_image: str, trainer_image: str) -> list[Path]:
+    """Write train.yaml and retrain.yaml into `out`; the same inputs give the same bytes.
+
+    Components read their images when they are imported, so each pipeline is compiled in a fresh process.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    images = {"VQA_GRPO_STEPS_IMAGE": steps_image, "VQA_GRPO_TRAINER_IMAGE": trainer_image}
+    environment = os.environ | {name: image for name, image in images.items() if image}
+    written = []
+    for module, function in PIPELINES.items():
+        path = out / f"{module}.yaml"
+        code = (
+            "import sys; from kfp import compiler; "
+            f"from vqa_grpo.pipelines.{module} import {function} as pipeline; "
+            "compiler.Compiler().compile(pipeline, sys.argv[1])"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise StepError(f"{module} does not compile: {done.stderr.strip().splitlines()[-1]}")
+        written.append(path)
+    return written

@@ -1,0 +1,378 @@
+"""The verbs. Each imports what it needs when it runs, so that help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from vqa_grpo.contract.failure import ConfigurationError, FailureReason, StepError
+
+app = typer.Typer(
+    name="vqa-grpo",
+    help="Post-train vision-language models on visual question answering with GRPO.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[str, typer.Option(help="A shipped configuration (quickstart, quick) or a YAML file.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given many times.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON for programs.")]
+TrackingUri = Annotated[str, typer.Option(help="MLflow; by default MLFLOW_TRACKING_URI.")]
+ModelName = Annotated[str, typer.Option("--name", help="The registered model.")]
+Alias = Annotated[str, typer.Option(help="The alias that says which version is in use.")]
+
+
+def main() -> None:
+    """Run a verb; every error that a person can act on is one line and a non-zero exit code."""
+    try:
+        app(standalone_mode=True)
+    except StepError as error:
+        _fail(str(error), error.reason)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except OSError as error:
+        from vqa_grpo.storage.store import explain_os_error
+
+        explained = explain_os_error(error)
+        _fail(str(explained), explained.reason)
+
+
+def _fail(message: str, reason: FailureReason) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(reason.exit_code)
+
+
+def _later(verb: str, instead: str) -> NoReturn:
+    print(f"error: vqa-grpo {verb} is not in this version yet; {instead}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _say(result: Any, as_json: bool, text: str) -> None:
+    print(json.dumps(result, sort_keys=True, allow_nan=False) if as_json else text)
+
+
+# --- the whole run ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    config: Config = "quickstart",
+    settings: Settings = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Prove the plumbing in three minutes.")] = False,
+    runs: Annotated[Path, typer.Option(help="Where runs, logs, MLflow and the embedded S3 live.")] = Path("runs"),
+    storage: Annotated[str, typer.Option(help="A folder or s3://… instead of the embedded S3.")] = "",
+    s3_port: Annotated[int, typer.Option(help="Port of the embedded S3; 0 takes a free one.")] = 0,
+    run_id: Annotated[str, typer.Option(help="Name of the run; by default made from what decides its result.")] = "",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Keep Kubeflow's own lines in the log.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the pipeline on this machine: resolve, validate, convert, train, evaluate, decide, register."""
+    from vqa_grpo.cli.run import run as run_pipeline
+
+    name = "quick" if quick else config
+    sys.exit(run_pipeline(name, settings or [], runs, storage, s3_port, run_id, verbose, as_json))
+
+
+@app.command()
+def plan(config: Config = "quickstart", settings: Settings = None, as_json: Json = False) -> None:
+    """Check a configuration and show it whole, without starting anything."""
+    import yaml
+
+    from vqa_grpo.config import load as configuration_of
+
+    loaded = configuration_of(config, settings or [])
+    tree = loaded.model_dump(mode="json")
+    _say(tree, as_json, yaml.safe_dump(tree, sort_keys=False).rstrip())
+
+
+@app.command()
+def storage(runs: Annotated[Path, typer.Option(help="The folder that the runs used.")] = Path("runs")) -> None:
+    """Serve the embedded S3 of earlier runs until Ctrl-C, to look at models and predictions."""
+    import time
+
+    from vqa_grpo.storage import embedded
+
+    with embedded.serve(runs.absolute() / "s3") as environment:
+        print(f"bucket s3://{embedded.BUCKET}; to reach it from another shell:")
+        for key, value in environment.items():
+            print(f"export {key}={value}")
+        sys.stdout.flush()
+        while True:
+            time.sleep(3600)
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def resolve(config: Config = "quickstart", settings: Settings = None, as_json: Json = False) -> None:
+    """Look at the source: its fingerprint and how many rows it has."""
+    from vqa_grpo.config import load as configuration_of
+    from vqa_grpo.steps import open_source
+
+    source = open_source(configuration_of(config, settings or []).data.source)
+    result = {"source": source.name, "fingerprint": source.fingerprint, "rows": source.rows}
+    rows = ", ".join(f"{split} {count:,}" for split, count in source.rows.items())
+    _say(result, as_json, f"{source.name}: {rows} rows, fingerprint {source.fingerprint[:16]}")
+
+
+@app.command()
+def validate(
+    source: Annotated[str, typer.Argument(help="builtin:easy-vqa or a save_to_disk folder.")],
+    out: Annotated[Path | None, typer.Option(help="A folder for report and quarantine.")] = None,
+    limit: Annotated[int, typer.Option(help="Only about this many rows of each split.")] = 0,
+    max_invalid_fraction: Annotated[float, typer.Option(help="More unusable rows than this fail.")] = 0.02,
+    as_json: Json = False,
+) -> None:
+    """Check every row of a data set."""
+    from vqa_grpo.data.validate import refuse_if_bad, write_report
+    from vqa_grpo.data.validate import validate as check
+    from vqa_grpo.steps import open_source
+
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    report = check(open_source(source), True, limit, out / "quarantine.jsonl" if out else None)
+    if out:
+        write_report(report, out)
+    figures = {"rows": report.total, "valid": report.total - report.invalid, "by_code": report.by_code}
+    _say(figures, as_json, report.markdown().rstrip())
+    refuse_if_bad(report, max_invalid_fraction)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="builtin:easy-vqa or a save_to_disk folder.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the converted data set.")],
+    limit: Annotated[int, typer.Option(help="Only about this many rows of each split.")] = 0,
+    validation: Annotated[float, typer.Option(help="Share of pictures for validation.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of pictures for test, if the source has no test split.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Which pictures go where.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a data set as train, validation and test in the guide's schema."""
+    import os
+
+    from vqa_grpo.data.convert import SplitRule
+    from vqa_grpo.data.convert import convert as write
+    from vqa_grpo.steps import open_source
+    from vqa_grpo.storage.publish import scratch
+
+    if out.exists():
+        raise ConfigurationError(f"{out} exists already: name a new folder")
+    with scratch(out.absolute().parent) as folder:
+        result = write(open_source(source), SplitRule(seed, validation, test), folder / "dataset", limit)
+        os.rename(folder / "dataset", out)
+    splits = ", ".join(f"{split} {count:,}" for split, count in result.splits.items())
+    _say(asdict(result), as_json, f"{out}: {splits}; digest {result.digest[:16]}")
+
+
+@app.command()
+def inspect(dataset: str) -> None:
+    """Look at a data set's rows and pictures in an HTML file."""
+    _later("inspect", "`vqa-grpo validate SRC --out DIR` writes a report")
+
+
+# --- models -----------------------------------------------------------------------------------------------------
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(context: typer.Context) -> None:
+    """Train: the guide's command. All flags go to `python -m vqa_grpo.training`; try `vqa-grpo train --help`."""
+    from vqa_grpo.training.__main__ import main as train_main
+
+    sys.exit(train_main(context.args))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, a published URI, or a hub name.")],
+    dataset: Annotated[Path, typer.Argument(help="A converted data set.")],
+    out: Annotated[Path, typer.Option(help="The prediction file, Parquet.")] = Path("predictions.parquet"),
+    config: Config = "quickstart",
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a model the held-out questions and grade its answers."""
+    from vqa_grpo.config import load as configuration_of
+    from vqa_grpo.evaluation.score import score
+    from vqa_grpo.steps import predict_to
+
+    run_config = configuration_of(config, settings or [])
+    predict_to(run_config, model, dataset, out)
+    scores = asdict(score(out))
+    text = f"accuracy {scores['accuracy']} {scores['accuracy_ci']}, format {scores['format_rate']}"
+    _say(scores, as_json, f"{text}, {scores['n']} questions\npredictions: {out}")
+
+
+@app.command()
+def compare(base: Path, tuned: Path, as_json: Json = False) -> None:
+    """Compare two prediction files on the same questions."""
+    from vqa_grpo.evaluation.compare import compare as compare_files
+
+    result = asdict(compare_files(base, tuned))
+    text = f"accuracy gain {result['gain']} {result['gain_ci']}: {result['from_format']} from format, "
+    _say(result, as_json, text + f"{result['from_answers']} from better answers; McNemar p {result['p_value']}")
+
+
+@app.command()
+def register(
+    uri: Annotated[str, typer.Argument(help="Where the model is published.")],
+    name: ModelName = "vqa-grpo",
+    alias: Alias = "champion",
+    tracking_uri: TrackingUri = "",
+) -> None:
+    """Register a published model by reference and point the alias at it."""
+    from vqa_grpo import registry
+    from vqa_grpo.storage import publish
+
+    model = publish.get(uri)
+    done = registry.register(tracking_uri, name, alias, model.root, model.digest, "", {"model_uri": uri})
+    print(f"{done.name} version {done.version} is @{done.alias}")
+
+
+@app.command()
+def models(name: ModelName = "vqa-grpo", tracking_uri: TrackingUri = "", as_json: Json = False) -> None:
+    """List the registered versions, newest first."""
+    from vqa_grpo import registry
+
+    found = registry.models(tracking_uri, name)
+    lines = [
+        f"{v['version']:>4} {','.join('@' + a for a in v['aliases']):<14} {v['digest'][:16]} {v['uri']}" for v in found
+    ]
+    _say(found, as_json, "\n".join(lines) or f"no versions of {name}")
+
+
+@app.command()
+def promote(
+    version: str, name: ModelName = "vqa-grpo", alias: Alias = "champion", tracking_uri: TrackingUri = ""
+) -> None:
+    """Point the alias at a version."""
+    from vqa_grpo import registry
+
+    print(f"{name} version {registry.promote(tracking_uri, name, alias, version).version} is @{alias}")
+
+
+@app.command()
+def rollback(name: ModelName = "vqa-grpo", alias: Alias = "champion", tracking_uri: TrackingUri = "") -> None:
+    """Point the alias back at the version it left last."""
+    from vqa_grpo import registry
+
+    print(f"{name} version {registry.rollback(tracking_uri, name, alias).version} is @{alias} again")
+
+
+# --- grading ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def grade(
+    gold: Annotated[list[str], typer.Option(help="A right answer; may be given many times.")],
+    prediction: Annotated[str, typer.Option(help="The answer to grade.")],
+    option: Annotated[list[str] | None, typer.Option(help="An answer option; give all, in order.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Grade one answer."""
+    from vqa_grpo.scoring.answer import grade as grade_answer
+
+    verdict = asdict(grade_answer(prediction, gold, option or []))
+    _say(
+        verdict, as_json, f"{'right' if verdict['correct'] else 'wrong'} ({verdict['rule']}): {verdict['explanation']}"
+    )
+
+
+@app.command()
+def parse(completion: Annotated[str, typer.Option(help="A model's completion.")], as_json: Json = False) -> None:
+    """Say what a completion turned out to be."""
+    from vqa_grpo.contract.completion import parse as parse_completion
+
+    parsed = parse_completion(completion)
+    result = {
+        "outcome": parsed.outcome.value,
+        "format_reward": parsed.format_reward,
+        "answer": parsed.answer,
+        "steps": list(parsed.steps),
+    }
+    _say(result, as_json, f"{parsed.outcome.value}, format reward {parsed.format_reward}: {'; '.join(parsed.reasons)}")
+
+
+@app.command("score-steps")
+def score_steps(
+    step: Annotated[list[str], typer.Option(help="A model's reasoning step; may be given many times.")],
+    reference: Annotated[list[str], typer.Option(help="A reference step; may be given many times.")],
+    as_json: Json = False,
+) -> None:
+    """Match reasoning steps with reference steps."""
+    from vqa_grpo.scoring.steps import match_f1
+
+    score = match_f1(step, reference)
+    assert score is not None
+    _say(asdict(score), as_json, f"precision {score.precision:.3f}, recall {score.recall:.3f}, F1 {score.f1:.3f}")
+
+
+# --- the cluster ------------------------------------------------------------------------------------------------
+
+
+@app.command("compile")
+def compile_pipelines(
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for train.yaml and retrain.yaml.")],
+    steps_image: Annotated[str, typer.Option(help="Image of the CPU steps, best by digest.")] = "",
+    trainer_image: Annotated[str, typer.Option(help="Image of training and evaluation, best by digest.")] = "",
+) -> None:
+    """Write the pipelines for Kubeflow; `kfp run create -f train.yaml` with no parameters does a CPU smoke run."""
+    from vqa_grpo.pipelines.package import package
+
+    for path in package(out, steps_image, trainer_image):
+        print(path)
+
+
+@app.command("render-job")
+def render_job(
+    config: Config = "quickstart",
+    settings: Settings = None,
+    num_nodes: Annotated[int, typer.Option(help="Pods of the job.")] = 2,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each pod; 0 trains on CPU.")] = 0,
+    run_id: Annotated[str, typer.Option(help="The run's name.")] = "example",
+    image: Annotated[str, typer.Option(help="The trainer image.")] = "",
+) -> None:
+    """Print the training job's manifest."""
+    from vqa_grpo import jobs
+    from vqa_grpo.components.images import TRAINER
+    from vqa_grpo.config import load as configuration_of
+    from vqa_grpo.steps import training_arguments, training_job
+
+    changes = [*(settings or []), f"job.num_nodes={num_nodes}", f"job.gpus_per_node={gpus_per_node}"]
+    loaded = configuration_of(config, changes)
+    arguments = training_arguments(loaded, "s3://BUCKET/data", loaded.model.base, "/tmp/output", "s3://BUCKET/model")  # noqa: S108
+    print(jobs.render(training_job(loaded, run_id, arguments, image or TRAINER)), end="")
+
+
+@app.command()
+def submit() -> None:
+    """Submit a run to Kubeflow Pipelines and wait for it."""
+    _later("submit", "compile, then `kfp run create -f train.yaml` (which exits 0 even when the run fails)")
+
+
+@app.command()
+def schedule() -> None:
+    """Create or update a recurring run."""
+    _later("schedule", "compile, then create a recurring run of retrain.yaml in the Kubeflow Pipelines UI")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look at this machine: what is installed, what is missing, what to do about it."""
+    from vqa_grpo.cli.doctor import examine
+
+    findings = examine()
+    lines = [f"{'ok ' if finding.ok else 'BAD'} {finding.name:<14} {finding.detail}" for finding in findings]
+    _say([asdict(finding) for finding in findings], as_json, "\n".join(lines))
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
