@@ -52,7 +52,7 @@ def test_accuracy_reads_the_answer_from_a_usable_object_only() -> None:
 
 def test_accuracy_takes_the_options_from_either_column() -> None:
     rows: dict[str, Any] = {"answer": ["B", "B"], "choices": [["2003", "2010"], []], "options": [[], ["2003", "2010"]]}
-    assert call(vqa.accuracy, completion("2010"), completion("b"), **rows) == [1, 1]
+    assert call(vqa.accuracy, completion("2010"), completion("2010"), **rows) == [1, 1]
 
 
 def test_accuracy_accepts_any_of_several_gold_answers() -> None:

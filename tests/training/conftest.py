@@ -26,7 +26,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen easy-VQA questions in save_to_disk form, pictures still encoded."""
+    """Sixteen easy-VQA questions in save_to_disk form, with a train split only."""
     import datasets
     import easy_vqa
 
@@ -41,7 +41,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     ).cast_column("image", datasets.Image())
     folder = tmp_path_factory.mktemp("data") / "easy"
-    rows.save_to_disk(str(folder))
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(folder))
     return folder
 
 

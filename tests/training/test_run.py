@@ -109,11 +109,15 @@ def test_a_mistake_is_one_line_and_the_exit_code_of_its_reason(
 ) -> None:
     from vqa_grpo.training.__main__ import main
 
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"model_type": "internvl_chat", "auto_map": {}}')
     few = ["--per_device_train_batch_size", "64", "--num_generations", "2"]
     mistakes = {
         "unknown option --bog": options(tiny_model, tiny_dataset, tmp_path, "--bog", "1"),
         "no such folder": options(tiny_model, tmp_path / "nothing", tmp_path),
         "no model folder": options(tiny_dataset, tiny_dataset, tmp_path),
+        "model_type 'internvl_chat'": options(foreign, tiny_dataset, tmp_path),
         "has 16 rows, but one round takes 32": options(tiny_model, tiny_dataset, tmp_path, *few),
     }
     for says, argv in mistakes.items():
@@ -153,6 +157,26 @@ def test_lora_trains_an_adapter_and_leaves_the_merged_model(
 
 
 @pytest.mark.full
+def test_lora_under_zero3_is_merged_into_whole_weights(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    """While ZeRO-3 is on, transformers loads every model empty; the base for the merge must come whole."""
+    lora = ["--use_peft", "--target_modules", "q_proj", "v_proj", "--deepspeed", "zero3"]
+    done = run(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vqa_grpo.training"),
+        *options(tiny_model, tiny_dataset, tmp_path, *lora, *WELL_PAID),
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert changed(tiny_model, tmp_path) == {"q_proj", "v_proj"}
+
+
+@pytest.mark.full
+def test_a_run_can_score_a_split_as_it_goes(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    evaluated = ["--eval_strategy", "steps", "--eval_steps", "2", "--eval_split", "train"]
+    done = run("-m", "vqa_grpo.training", *options(tiny_model, tiny_dataset, tmp_path, *evaluated))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "eval_rewards/accuracy/mean" in (tmp_path / "history.json").read_text()
+
+
+@pytest.mark.full
 def test_a_frozen_vision_tower_stays_as_it_was(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     frozen = ["--freeze_vision_modules", *WELL_PAID]
     done = run("-m", "vqa_grpo.training", *options(tiny_model, tiny_dataset, tmp_path, *frozen))
@@ -170,13 +194,35 @@ def test_two_processes_train_as_one(
     more = ["--deepspeed", f"configs/deepspeed_{deepspeed}.json"] if deepspeed else []
     done = run(
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vqa_grpo.training"),
-        *options(tiny_model, tiny_dataset, tmp_path, *more, *WELL_PAID),
+        *options(
+            tiny_model, tiny_dataset, tmp_path, *more, *WELL_PAID, *("--save_strategy", "steps", "--save_steps", "2")
+        ),
     )
     assert done.returncode == 0, done.stderr[-4000:]
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["processes"] == 2
     assert record["distributed"] == ("DEEPSPEED" if deepspeed else "MULTI_CPU")
     assert changed(tiny_model, tmp_path)
+    # Only DeepSpeed's engine writes such a folder: accelerate may report DEEPSPEED and train plain DDP.
+    assert bool(list((tmp_path / "checkpoint-2").glob("global_step*"))) == bool(deepspeed)
+
+
+@pytest.mark.full
+def test_a_rank_that_fails_keeps_its_exit_code_and_stops_the_others(
+    tiny_model: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    import datasets
+
+    rows = datasets.load_from_disk(str(tiny_dataset))["train"].cast_column("image", datasets.Image(decode=False))
+    broken = rows.map(lambda row: {"image": {"bytes": b"no picture", "path": None}}, features=rows.features)
+    broken.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "broken"))
+    done = run(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vqa_grpo.training"),
+        *options(tiny_model, tmp_path / "broken", tmp_path / "output"),
+    )
+    assert done.returncode == 1
+    assert "error: a picture of " in done.stderr
+    assert "exitcode  : 65" in done.stderr
 
 
 # A random model's completions all score 0, which gives no gradient; this reward tells any two of them apart.

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,7 @@ def train(arguments: Arguments) -> Path:
     dataset_folder = fetched(str(vqa.dataset_name), arguments)
     rows = open_split(dataset_folder, template, vqa.train_split, arguments)
     check_size(len(rows), arguments)
-    evaluated = (
-        open_split(dataset_folder, template, vqa.eval_split, arguments) if str(grpo.eval_strategy) != "no" else None
-    )
+    evaluated = open_split(dataset_folder, template, vqa.eval_split, arguments) if grpo.eval_strategy != "no" else None
 
     from vqa_grpo.rewards.registry import load_rewards
 
@@ -66,7 +65,8 @@ def train(arguments: Arguments) -> Path:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(progress.ProgressLines(emit))
 
-    trainer.train(resume_from_checkpoint=grpo.resume_from_checkpoint)
+    resume = grpo.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
 
     folder = policy.save(trainer, processor, source, arguments)
     if trainer.is_world_process_zero():
@@ -131,6 +131,8 @@ def load_processor(source: str, arguments: Arguments) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """Run and return the exit code; whatever goes wrong ends in one line on stderr."""
+    # TRL sets this field by itself, so that nobody who reads the warning can act on it.
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
         if RANK == 0:
@@ -148,8 +150,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return reason.exit_code
-    finally:
-        leave_group()
+    leave_group()
     return 0
 
 
@@ -163,10 +164,23 @@ def reason_for(error: BaseException) -> FailureReason:
 
 def leave_group() -> None:
     """Without this a finished DDP run ends with SIGABRT, which reads as a crash."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+    if in_group():
+        import torch
+
         torch.distributed.destroy_process_group()
 
 
+def in_group() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code and in_group():
+        # Other ranks may wait in a collective: taking leave of them could block, and tearing the group down at
+        # interpreter exit would abort and lose the exit code. torchrun ends the others.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

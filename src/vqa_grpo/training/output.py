@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -39,9 +40,22 @@ def write_records(
         },
     }
     (folder / "prompt.txt").write_text(template.text + "\n", encoding="utf-8")
-    (folder / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+    (folder / "history.json").write_text(json.dumps(finite(history), indent=1), encoding="utf-8")
     (folder / "training.json").write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
     return record
+
+
+def finite(value: Any) -> Any:
+    """NaN and the infinities as None: JSON has no word for them. A reward that applied to no row has a NaN mean.
+
+    >>> finite([{"rewards/reasoning/mean": float("nan"), "step": 1}])
+    [{'rewards/reasoning/mean': None, 'step': 1}]
+    """
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ class ProgressLines(TrainerCallback):
     def _note(self, logs: dict[str, Any], state: TrainerState) -> str:
         parts = [f"reward {float(logs['reward']):.2f}"]
         for key, value in logs.items():
-            if key.startswith("rewards/") and key.endswith("/mean"):
+            if key.startswith("rewards/") and key.endswith("/mean") and math.isfinite(float(value)):
                 parts.append(f"{key.split('/')[1]} {float(value):.2f}")
         steps = state.global_step - self._first_step
         if steps > 0 and state.global_step < state.max_steps:
