@@ -20,6 +20,7 @@ from vqa_grpo.quickstart.batches import IGNORED, Batches
 from vqa_grpo.quickstart.facts import ANSWERS
 from vqa_grpo.quickstart.recipes import RECIPES, recipe_key
 from vqa_grpo.quickstart.targets import json_answer, prose_answer
+from vqa_grpo.quickstart.warm_start import _token_weights
 
 SHORT = prompt.load("short")
 MICRO = RECIPES["micro"]
@@ -105,9 +106,13 @@ def test_another_seed_gives_other_weights(micro: Built, rows: list[Record], tmp_
 
 def test_a_build_leaves_the_callers_random_state_and_threads_alone(rows: list[Record], tmp_path: Path) -> None:
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    Built(rows[:200], tmp_path)
+    torch.set_num_threads(3)
+    try:
+        Built(rows[:200], tmp_path)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
     assert torch.random.get_rng_state().equal(state)
-    assert torch.get_num_threads() == threads
 
 
 def test_a_build_reports_every_stage_to_its_end(micro: Built) -> None:
@@ -183,9 +188,10 @@ def test_training_inputs_are_those_of_the_processor(processor: Any, rows: list[R
 def test_the_loss_falls_on_the_reply_and_its_end_only(processor: Any, rows: list[Record]) -> None:
     some = rows[:4]
     targets = ["It is red.", json_answer(some[1]), "yes", json_answer(some[3])]
-    _, labels = Batches(processor, SHORT).training(
+    inputs, labels = Batches(processor, SHORT).training(
         [row.question for row in some], targets, pictures.decode(row.image for row in some)
     )
+    assert labels[labels != IGNORED].equal(inputs["input_ids"][labels != IGNORED])
     for row, target in zip(labels, targets, strict=True):
         assert processor.tokenizer.decode(row[row != IGNORED]) == f"{target}<|im_end|>"
 
@@ -195,6 +201,24 @@ def test_augmented_pictures_keep_their_pixels_and_come_out_different(rows: list[
     after = pictures.augment(before, torch.Generator().manual_seed(0))
     assert after.flatten(2).sort(-1).values.equal(before.flatten(2).sort(-1).values)
     assert not after.equal(before)
+
+
+def test_augmenting_shifts_pictures_besides_turning_them(rows: list[Record]) -> None:
+    picture = pictures.decode([rows[0].image])
+    turned = [
+        view.flatten().tolist()
+        for side in (picture, picture.transpose(-1, -2))
+        for view in (side, side.flip(-1), side.flip(-2), side.flip(-1, -2))
+    ]
+    after = pictures.augment(picture.expand(16, -1, -1, -1), torch.Generator().manual_seed(0))
+    assert any(one.flatten().tolist() not in turned for one in after)
+
+
+def test_tokens_that_carry_what_was_seen_weigh_more(processor: Any) -> None:
+    weights = _token_weights(processor.tokenizer, len(processor.tokenizer), 4.0)
+    heavy = {processor.tokenizer.decode([number]).strip() for number in (weights == 4.0).nonzero().flatten().tolist()}
+    assert heavy == set(ANSWERS)
+    assert set(weights.tolist()) == {1.0, 4.0}
 
 
 def test_a_picture_of_another_size_is_refused() -> None:

@@ -15,6 +15,7 @@ from vqa_grpo.quickstart import easy_vqa
 
 
 def test_every_row_and_every_picture_of_the_package_is_there(train: list[Record], test: list[Record]) -> None:
+    assert {"train": len(train), "test": len(test)} == easy_vqa.ROWS
     assert (len(train), len({row.image for row in train})) == (38_575, 4_000)
     assert (len(test), len({row.image for row in test})) == (9_673, 1_000)
 

@@ -1,7 +1,8 @@
 """Three short supervised stages that give a fresh tiny model eyes, a language and a habit of answering.
 
 GRPO can only reinforce what sampling already brings up now and then, so the base has to know something first.
-The order matters: a language model trained first learns to answer from the question alone, and then never looks.
+Seeing comes first, on its own: most answers can be guessed from the wording alone, so answering teaches a model
+little about pictures.
 """
 
 from __future__ import annotations
