@@ -429,7 +429,7 @@ def decide_promotion(config: str, run_id: str, root: str, fingerprint: str, code
     scores = _result(evaluation_uri)
 
     def build(folder: Path) -> dict[str, Any]:
-        predictions = publish.fetch(evaluation_uri, _cache())
+        predictions = publish.fetch(evaluation_uri, publish.cache_folder())
         base, tuned = predictions / "base.parquet", predictions / "tuned.parquet"
         rules = gate.GateRules(**run.gate.model_dump())
         verdict = gate.decide(score(base), score(tuned), compare(base, tuned), rules)
@@ -577,17 +577,13 @@ def _work() -> Path:
     return Path(os.environ.get("VQA_GRPO_WORK") or Path(tempfile.gettempdir()) / "vqa-grpo")
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("VQA_GRPO_CACHE") or Path.home() / ".cache" / "vqa-grpo")
-
-
 def _dataset_folder(uri: str) -> Path:
-    return publish.fetch(uri, _cache())
+    return publish.fetch(uri, publish.cache_folder())
 
 
 def _model_folder(name: str) -> str:
     """A local folder for a model that is published; a folder or hub name stays as it is."""
-    return str(publish.fetch(name, _cache())) if publish.looks_published(name) else name
+    return str(publish.fetch(name, publish.cache_folder())) if publish.looks_published(name) else name
 
 
 def _stages(step: str) -> Callable[[str, int, int], None]:

@@ -18,8 +18,9 @@ def load_processor(path: str, min_pixels: int | None = None, max_pixels: int | N
     return processor
 
 
-def load_model(path: str, dtype: str = "float32") -> Any:
+def load_model(path: str, dtype: Any = "float32", **options: Any) -> Any:
+    """The model in inference or training form; `options` go to `from_pretrained`."""
     image_only.install()
     from transformers import AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)

@@ -149,6 +149,11 @@ def is_published(uri: str) -> bool:
     return open_store(uri).read(READY) is not None
 
 
+def cache_folder() -> Path:
+    """Where this machine keeps what it fetched: VQA_GRPO_CACHE, or a folder in the home directory."""
+    return Path(os.environ.get("VQA_GRPO_CACHE") or Path.home() / ".cache" / "vqa-grpo")
+
+
 def looks_published(name: str) -> bool:
     """Whether a model's or data set's name is a storage URI, rather than a plain folder or a hub name."""
     return is_remote(name) or (Path(name) / READY).is_file()

@@ -91,23 +91,19 @@ def train(arguments: Arguments) -> Path:
 
 def fetched(name: str, arguments: Arguments) -> str:
     """A local path for anything that is published in storage; any other name stays as it is."""
-    from vqa_grpo.storage.publish import fetch, looks_published
+    from vqa_grpo.storage.publish import cache_folder, fetch, looks_published
 
     if not looks_published(name):
         return name
-    cache = Path(os.environ.get("VQA_GRPO_CACHE") or Path.home() / ".cache" / "vqa-grpo")
     # The first process of each host fetches, and the others find it there.
     with arguments.grpo.main_process_first(local=True, desc="fetch"):
-        return str(fetch(name, cache))
+        return str(fetch(name, cache_folder()))
 
 
 def open_split(folder: str, template: prompt.PromptTemplate, split: str, arguments: Arguments) -> Any:
     from vqa_grpo.training.data import open_rows
 
-    # What the data step publishes has the data set in a folder of its own, beside the step's records.
-    published = Path(folder) / "dataset"
-    place = published if published.is_dir() else Path(folder)
-    return open_rows(place, template, split, arguments.vqa.reward_funcs, str(arguments.vqa.dataset_name))
+    return open_rows(Path(folder), template, split, arguments.vqa.reward_funcs, str(arguments.vqa.dataset_name))
 
 
 def check_size(rows: int, arguments: Arguments) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_grpo.contract.failure import ConfigurationError
-from vqa_grpo.models import image_only
+from vqa_grpo.models.load import load_model
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -44,19 +44,17 @@ def check_source(source: str) -> None:
 
 
 def load(source: str, arguments: Arguments) -> Any:
-    image_only.install()
-    from transformers import AutoModelForImageTextToText
     from trl import get_quantization_config
 
     model = arguments.model
-    options: dict[str, Any] = {"dtype": model.dtype, "revision": model.model_revision, "use_safetensors": True}
+    options: dict[str, Any] = {"revision": model.model_revision}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
     if quantization := get_quantization_config(model):
         # bitsandbytes packs weights as they land, so each rank loads straight onto its own device.
         options |= {"quantization_config": quantization, "device_map": {"": arguments.grpo.device}}
     try:
-        policy = AutoModelForImageTextToText.from_pretrained(source, **options)
+        policy = load_model(source, model.dtype, **options)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"--model_name_or_path {source}: {' '.join(str(error).split())[:400]}") from error
     if arguments.vqa.freeze_vision_modules:
@@ -106,12 +104,9 @@ def save(trainer: GRPOTrainer, processor: Any, source: str, arguments: Arguments
     trainer.save_model(str(folder / "adapter"))
     if trainer.is_world_process_zero():
         from peft import PeftModel
-        from transformers import AutoModelForImageTextToText
 
         with _outside_zero_init():
-            base = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=arguments.model.dtype, revision=arguments.model.model_revision, use_safetensors=True
-            )
+            base = load_model(source, arguments.model.dtype, revision=arguments.model.model_revision)
             PeftModel.from_pretrained(base, str(folder / "adapter")).merge_and_unload().save_pretrained(str(folder))
         processor.save_pretrained(str(folder))
     trainer.accelerator.wait_for_everyone()
