@@ -36,7 +36,8 @@ def run(
     """Run the pipeline and return the exit code. A run that was stopped goes on where it was."""
     runs = runs.absolute()
     token = secrets.token_hex(8)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(number, _interrupt)
     with ExitStack() as stack:
         stack.enter_context(_only_one(runs))
         stack.enter_context(leash(token))
