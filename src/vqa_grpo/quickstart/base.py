@@ -25,7 +25,8 @@ def build_base(
 
     `rows` are easy-VQA's train rows without the validation split, reference steps included. The same
     arguments give the same weights on the same kind of machine; another number of threads rounds differently.
-    `progress(stage, done, total)` is called after every step. Returns figures about the build; the losses are training losses, nothing is validated here.
+    `progress(stage, done, total)` is called after every step. Returns figures about the build; the losses are
+    training losses, nothing is validated here.
     """
     from vqa_grpo.quickstart.tiny_model import build_model, build_processor, train_tokenizer
     from vqa_grpo.quickstart.warm_start import WarmStart
