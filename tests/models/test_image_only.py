@@ -7,12 +7,11 @@ import sys
 
 PROBE = """
 import transformers.utils
-transformers.utils.is_torchvision_available = lambda: {available}
-from transformers.processing_utils import ProcessorMixin
-from vqa_grpo.models import image_only
-image_only.install({arguments})
-image_only.install({arguments})
 from transformers import Qwen2_5_VLProcessor
+from vqa_grpo.models import image_only
+transformers.utils.is_torchvision_available = lambda: {available}
+image_only.install({arguments})
+image_only.install({arguments})
 print("video_processor" in Qwen2_5_VLProcessor.get_attributes())
 """
 
