@@ -279,7 +279,7 @@ def test_an_upload_that_does_not_arrive_whole_is_not_published(
 
 def test_nothing_published_is_one_clear_error(place: str, tmp_path: Path) -> None:
     assert publish.find(place) is None
-    with pytest.raises(DataError, match="nothing is published at .*; did the step before it finish"):
+    with pytest.raises(DataError, match=r"nothing is published at .*; did the step before it finish"):
         publish.fetch(place, tmp_path)
 
 

@@ -170,7 +170,7 @@ def test_each_wrong_credential_is_named(s3: str, change_env: Callable[..., None]
         (kept.upload, ("name", tmp_path / "file", "")),
         (kept.download, ("name", tmp_path / "out")),
     ]
-    change_env(AWS_SECRET_ACCESS_KEY="wrong")
+    change_env(AWS_SECRET_ACCESS_KEY="wrong")  # noqa: S106
     for call, arguments in calls:
         assert "refuses access to s3://vqa-grpo/credentials" in failure(ConfigurationError, call, *arguments)
     change_env(AWS_ACCESS_KEY_ID="unknown")
@@ -181,7 +181,7 @@ def test_each_wrong_credential_is_named(s3: str, change_env: Callable[..., None]
 
 
 def test_a_secret_never_stands_in_an_error(s3: str, change_env: Callable[..., None]) -> None:
-    change_env(AWS_SECRET_ACCESS_KEY="do-not-print-me")
+    change_env(AWS_SECRET_ACCESS_KEY="do-not-print-me")  # noqa: S106
     assert "do-not-print-me" not in failure(ConfigurationError, publish.find, f"{s3}/x")
 
 
@@ -210,7 +210,7 @@ def test_an_endpoint_that_is_no_url_is_named(s3: str, change_env: Callable[..., 
 
 def test_new_credentials_count_from_the_next_client_on(s3: str, change_env: Callable[..., None]) -> None:
     publish.find(f"{s3}/x")  # boto3's shared session would have kept the good ones
-    change_env(AWS_SECRET_ACCESS_KEY="wrong")
+    change_env(AWS_SECRET_ACCESS_KEY="wrong")  # noqa: S106
     failure(ConfigurationError, publish.find, f"{s3}/x")
 
 
