@@ -166,6 +166,20 @@ def test_an_upload_that_was_killed_is_invisible_and_can_be_repeated(
     assert contents(publish.fetch(place, tmp_path / "cache")) == contents(folder)
 
 
+def test_a_ready_file_whose_answer_was_lost_is_not_taken_for_another_writers(
+    place: str, make_folder: MakeFolder, contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (DiskStore, S3Store):
+
+        def create_twice(self: Any, name: str, data: bytes, once: Any = kind.create) -> bool:
+            once(self, name, data)  # arrived, but the answer did not: the client asks again by itself
+            return bool(once(self, name, data))
+
+        monkeypatch.setattr(kind, "create", create_twice)
+    publish.publish_folder(place, make_folder())
+    assert contents(publish.fetch(place, tmp_path / "cache")) == contents(tmp_path / "made")
+
+
 @pytest.mark.parametrize("name", ["a.txt", "deep/er/b.bin", "empty"])
 @pytest.mark.parametrize("damage", ["changed", "longer", "gone"])
 def test_a_damaged_file_is_refused(place: str, make_folder: MakeFolder, tmp_path: Path, name: str, damage: str) -> None:

@@ -83,16 +83,16 @@ def test_create_never_replaces(place: str) -> None:
 
 def test_of_many_creators_exactly_one_wins(place: str) -> None:
     kept = open_store(place)
-    for number in range(5):
+    for number in range(3):
         won: list[int] = []
-        barrier = threading.Barrier(4)
+        barrier = threading.Barrier(3)
 
         def create(writer: int, number: int = number, won: list[int] = won, gate: threading.Barrier = barrier) -> None:
             gate.wait()
             if kept.create(f"{number}", f"{writer}".encode()):
                 won.append(writer)
 
-        threads = [threading.Thread(target=create, args=(writer,)) for writer in range(4)]
+        threads = [threading.Thread(target=create, args=(writer,)) for writer in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:

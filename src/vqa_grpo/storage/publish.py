@@ -97,9 +97,12 @@ def publish_folder(uri: str, folder: Path, metadata: dict[str, Any] | None = Non
     data = json.dumps(manifest, indent=1, sort_keys=True).encode()
     store.write(f"{attempt}/{MANIFEST}", data)
     ready = {"attempt": attempt, "manifest_sha256": hashlib.sha256(data).hexdigest()}
-    if not store.create(READY, json.dumps(ready).encode()):
+    first = store.create(READY, json.dumps(ready).encode())
+    published = get(uri)
+    # A request that S3 fulfilled but whose answer was lost is sent again, and then finds its own READY there.
+    if not first and published.root != f"{store.uri}/{attempt}":
         store.delete(f"{attempt}/")
-    return get(uri)
+    return published
 
 
 def publish(uri: str, build: Callable[[Path], dict[str, Any]], work: Path) -> Published:
