@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vqa_grpo.contract.failure import ConfigurationError
 
 SHIPPED = Path(__file__).parent / "configs"
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # PyYAML lets through what 2001-99-99 or 0b_ make Python raise
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -84,6 +85,19 @@ class Train(Section):
     beta: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the KL term; 0 needs no reference model")
     deepspeed: str = Field("", description="zero1, zero2, zero3, zero3_offload, or a JSON file; empty for none")
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("extra")
+    @classmethod
+    def _json_only(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        """YAML knows dates, bytes and infinities, which a run's canonical JSON cannot hold."""
+        for key, value in extra.items():
+            try:
+                same = json.loads(json.dumps(value, allow_nan=False)) == value
+            except (ValueError, TypeError, RecursionError):
+                same = False
+            if not same:
+                raise ValueError(f"{key} is not plain JSON: give finite numbers, text, true or false, or lists of them")
+        return extra
 
 
 class Evaluate(Section):
@@ -164,31 +178,33 @@ def from_tree(tree: dict[str, Any], name: str) -> RunConfig:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         problems = "; ".join(_explain(problem) for problem in error.errors())
-        raise ConfigurationError(f"configuration {name}: {problems}") from None
+        shown = "text" if "\n" in name else name
+        raise ConfigurationError(f"configuration {shown}: {problems}") from None
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     if not name:
         return {}
+    if name in extended_by:
+        raise ConfigurationError(f"configuration {name!r} extends itself, by way of {' and '.join(extended_by)}")
     text = name
     if "\n" not in name and not name.lstrip().startswith("{"):
-        shipped = SHIPPED / f"{name}.yaml"
-        path = shipped if shipped.is_file() else Path(name)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            shipped = SHIPPED / f"{name}.yaml"
+            text = (shipped if shipped.is_file() else Path(name)).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:  # not UTF-8, or a name that no file can have
             names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
             raise ConfigurationError(
                 f"configuration {name!r} cannot be read ({error}); shipped ones: {names}"
             ) from None
     try:
         tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"configuration is not YAML: {' '.join(str(error).split())}") from None
+    except _NOT_YAML as error:
+        raise ConfigurationError(f"configuration is not YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(tree, dict):
         raise ConfigurationError("configuration must be a mapping of sections (data:, model:, train:, …)")
     base = tree.pop("extends", None)
-    return _merge(_read(str(base)), tree) if base else tree
+    return _merge(_read(str(base), (*extended_by, name)), tree) if base else tree
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +221,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
         raise ConfigurationError(f"setting {setting!r} is not of the form section.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _NOT_YAML:
         raise ConfigurationError(f"setting {setting!r}: the value is not YAML; quote it") from None
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML 1.1 reads 1e-5 as text
