@@ -7,6 +7,7 @@ alias promotes; the version an alias pointed to before is kept in a tag, so that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def record_run(
         found = client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else client.create_experiment(experiment)
         known = client.search_runs(
-            [experiment_id], f"tags.`{RUN_TAG}` = '{run_id}' and status = 'FINISHED'", max_results=1
+            [experiment_id], f"tags.`{RUN_TAG}` = {_quoted(run_id)} and status = 'FINISHED'", max_results=1
         )
         if known:
             return known[0].info.run_id
@@ -68,10 +69,27 @@ def record_run(
         for key, value in params.items():
             client.log_param(run.info.run_id, key, value[:6000])
         for key, number in metrics.items():
-            client.log_metric(run.info.run_id, key, number)
+            client.log_metric(run.info.run_id, _metric_name(key), number)
         # Marked finished last: a run that was killed half-way stays RUNNING and is written anew.
         client.set_terminated(run.info.run_id, "FINISHED")
         return run.info.run_id
+
+
+def _quoted(text: str) -> str:
+    """A text in MLflow's filter language, which has two kinds of quotes and no way to escape either."""
+    if "'" in text and '"' in text:
+        raise ConfigurationError(f"MLflow cannot search for {text!r}: leave out one of the two kinds of quotes")
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def _metric_name(name: str) -> str:
+    """A name that MLflow accepts. Question types come from people's data, and a run must not end on one.
+
+    >>> _metric_name("by_type/what's it?//n")
+    'by_type/what_s it_/_/n'
+    """
+    parts = (re.sub(r"[^\w. :-]", "_", part) for part in name.split("/"))
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)[:250]
 
 
 def register(
@@ -83,7 +101,9 @@ def register(
     """
     with _client(tracking_uri) as client:
         _ensure_model(client, name)
-        known = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'", max_results=1)
+        known = client.search_model_versions(
+            f"name = {_quoted(name)} and tags.`{DIGEST_TAG}` = '{digest}'", max_results=1
+        )
         if known:
             version = known[0]
         else:
@@ -97,7 +117,7 @@ def models(tracking_uri: str, name: str) -> list[dict[str, Any]]:
     """The versions of a model, newest first, with their aliases, digests and sources; empty for no such model."""
     with _client(tracking_uri) as client:
         aliases = _aliases(client, name)
-        versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
+        versions = sorted(client.search_model_versions(f"name = {_quoted(name)}"), key=lambda v: -int(v.version))
         return [
             {
                 "version": str(v.version),
