@@ -22,7 +22,7 @@ def rows(split: str, count: int) -> list[dict[str, Any]]:
     for number in range(count):
         name = list(COLOURS)[number % len(COLOURS)]
         file = io.BytesIO()
-        Image.new("RGB", (32, 32 + number), COLOURS[name]).save(file, "PNG")
+        Image.new("RGB", (32 + len(split), 32 + number), COLOURS[name]).save(file, "PNG")
         made.append(
             {
                 "image": {"bytes": file.getvalue(), "path": None},

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -85,6 +86,7 @@ def resolve(
     run = configuration.load(config, settings or [])
     if not root:
         raise ConfigurationError("no place to write to: give an output root, s3://bucket/prefix or a folder")
+    _check_run_id(run_id)
     prompts.load(run.model.prompt)
     source = open_source(run.data.source)
     code = code or code_digest()
@@ -92,6 +94,15 @@ def resolve(
     # Only what decides the converted data goes to the data steps, so that other settings do not undo their cache.
     data = json.dumps(run.data.model_dump(mode="json") | {"wants_steps": "reasoning" in run.rewards.functions})
     return Resolved(run.canonical(), data, run_id, normalise(root), source.fingerprint, code, source.rows)
+
+
+def _check_run_id(run_id: str) -> None:
+    """A run's name is a folder's name in storage, and text in a URI and in MLflow's filters."""
+    if run_id.startswith(".") or len(run_id) > 100 or re.search(r'[/\\"\x00-\x1f]', run_id):
+        raise ConfigurationError(
+            f"run id {run_id[:120]!r} cannot name a folder: leave out / \\ and double quotes, "
+            "a dot at its beginning, and what is beyond 100 characters"
+        )
 
 
 def code_digest() -> str:
@@ -489,6 +500,7 @@ def finish_run(run_id: str, root: str, status: str) -> dict[str, Any]:
     from vqa_grpo import jobs
     from vqa_grpo.report.summary import summarise
 
+    _check_run_id(run_id)
     announce("finish", "started")
     jobs.sweep(run_id)
     results = {step: _found(step_uri(root, run_id, step)) for step in ("train", "evaluate", "decide", "register")}
