@@ -132,8 +132,8 @@ class Job(Section):
     num_nodes: Positive = 1
     gpus_per_node: NotNegative = Field(0, description="0 trains on CPU")
     processes_per_node: NotNegative = Field(0, description="0 means one for each GPU, or one on CPU")
-    cpu: str = "2"
-    memory: str = "6Gi"
+    cpu: Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")] = "2"
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?([kMGTP]|[KMGTP]i)?$")] = "6Gi"
     namespace: str = Field("", description="empty takes the pod's own")
     timeout_seconds: Positive = 172_800
 

@@ -27,7 +27,7 @@ from vqa_grpo.contract.failure import ConfigurationError, FailureReason, StepErr
 from vqa_grpo.contract.layout import key_of, step_uri
 from vqa_grpo.report.progress import announce, emit
 from vqa_grpo.storage import publish
-from vqa_grpo.storage.store import normalise, open_store
+from vqa_grpo.storage.store import explain_os_error, is_about_the_disk, normalise, open_store
 
 RESULT = "result.json"
 EASY_VQA = "builtin:easy-vqa"
@@ -45,14 +45,21 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except StepError as error:
-            announce(function.__name__, "failed", error=str(error), reason=str(error.reason))
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(error.reason.exit_code) from None
-        except Exception as error:  # a mistake of ours: the traceback goes to the log, one line to the person
+            raise SystemExit(_tell(function.__name__, error)) from None
+        except Exception as error:
+            if isinstance(error, OSError) and is_about_the_disk(error):
+                raise SystemExit(_tell(function.__name__, explain_os_error(error))) from None
+            # A mistake of ours: the traceback goes to the log, one line to the person.
             announce(function.__name__, "failed", error=_one_line(error), reason=str(FailureReason.INTERNAL))
             raise
 
     return run
+
+
+def _tell(step: str, error: StepError) -> int:
+    announce(step, "failed", error=str(error), reason=str(error.reason))
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return error.reason.exit_code
 
 
 def _one_line(error: BaseException) -> str:
@@ -408,7 +415,10 @@ def _held_out(run: RunConfig, dataset: Path) -> Any:
 
     from vqa_grpo.evaluation.predict import sample_rows
 
-    split = datasets.load_from_disk(str(dataset / run.evaluate.split))
+    folder = dataset / run.evaluate.split
+    if not (folder / "dataset_info.json").is_file():
+        raise ConfigurationError(f"{dataset} is not a converted data set: make one with `vqa-grpo convert SRC OUT`")
+    split = datasets.load_from_disk(str(folder))
     return sample_rows(split, run.evaluate.sample, run.evaluate.sample_seed)
 
 

@@ -116,7 +116,9 @@ def test_secrets_of_the_environment_stay_there(resolve, monkeypatch):
 
 
 def test_urls_and_addresses_without_a_password_pass(resolve):
-    run = resolve("registry.tracking_uri=https://mlflow.example:5000", "model.base=s3://bucket/a:b", "job.cpu=a@b")
+    run = resolve(
+        "registry.tracking_uri=https://mlflow.example:5000", "model.base=s3://bucket/a:b", "registry.experiment=a@b"
+    )
     assert "mlflow.example:5000" in run.config
 
 
@@ -135,6 +137,8 @@ def test_urls_and_addresses_without_a_password_pass(resolve):
         ("registry.alias=latest", "neither latest nor v1"),
         ("gate.min_accuracy_gain=.nan", "finite"),
         ("train.learning_rate=.inf", "finite"),
+        ("job.memory=lots", "job.memory: String should match pattern"),
+        ("job.cpu='-1'", "job.cpu: String should match pattern"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once_and_in_words(resolve, setting, words):

@@ -43,6 +43,11 @@ class View:
         else:
             print(text, file=self._out, flush=True)
 
+    def complain(self, text: str) -> None:
+        """The last word on a run that failed, for the log and for standard error."""
+        self.log(text)
+        print(text, file=sys.stderr, flush=True)
+
     def log(self, line: str) -> None:
         self._log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
         self._log.flush()
