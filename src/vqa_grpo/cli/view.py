@@ -110,7 +110,7 @@ def summary_text(
     lines = ["", f"{'':<28}{'base':>8}{'tuned':>8}{'blind':>8}"]
     lines.append(_row("accuracy", base["accuracy"], tuned["accuracy"], blind["accuracy"]))
     for name in sorted(tuned["by_type"]):
-        levels = (side["by_type"][name]["accuracy"] for side in (base, tuned))
+        levels = (side["by_type"].get(name, {}).get("accuracy") for side in (base, tuned))
         lines.append(_row(f"  {name}", *levels, blind["by_type"].get(name)))
     lines.append(_row("well-formed answers", base["format_rate"], tuned["format_rate"]))
     lines.append(_row("accuracy among well-formed", base["accuracy_given_format"], tuned["accuracy_given_format"]))
