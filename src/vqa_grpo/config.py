@@ -124,6 +124,15 @@ class Registry(Section):
     experiment: str = "vqa-grpo"
 
     @model_validator(mode="after")
+    def _names_that_mlflow_takes(self) -> Registry:
+        """MLflow itself would say so only when everything is trained."""
+        if re.search(r"[/:]", self.model_name) or ("'" in self.model_name and '"' in self.model_name):
+            raise ValueError(f"model_name {self.model_name!r} must not hold / or :, or both kinds of quotes")
+        if not re.fullmatch(r"[\w-]+", self.alias) or re.fullmatch(r"latest|v\d+", self.alias, re.IGNORECASE):
+            raise ValueError(f"alias {self.alias!r} must be letters, digits, - and _, and neither latest nor v1, v2, …")
+        return self
+
+    @model_validator(mode="after")
     def _no_password(self) -> Registry:
         if re.search(r"//[^/@]+:[^/@]+@", self.tracking_uri):
             raise ValueError("tracking_uri holds a password: use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
@@ -137,8 +146,8 @@ class Job(Section):
     num_nodes: Positive = 1
     gpus_per_node: NotNegative = Field(0, description="0 trains on CPU")
     processes_per_node: NotNegative = Field(0, description="0 means one for each GPU, or one on CPU")
-    cpu: str = "2"
-    memory: str = "6Gi"
+    cpu: Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")] = "2"
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?([kMGTP]|[KMGTP]i)?$")] = "6Gi"
     namespace: str = Field("", description="empty takes the pod's own")
     timeout_seconds: Positive = 172_800
 
@@ -155,6 +164,16 @@ class RunConfig(Section):
     gate: Gate = Gate()
     registry: Registry = Registry()
     job: Job = Job()
+
+    @model_validator(mode="after")
+    def _nothing_secret(self) -> RunConfig:
+        """Logs, storage and MLflow all show a run's configuration."""
+        for key in ("hub_token", "push_to_hub_token"):
+            if key in self.train.extra:
+                raise ValueError(f"train.extra.{key} is a secret, and configurations are shown: set HF_TOKEN instead")
+        if re.search(r'//[^/@\s"]+:[^/@\s"]+@', self.canonical()):
+            raise ValueError("a URL in it holds a password, and configurations are shown: use the environment")
+        return self
 
     def canonical(self) -> str:
         """The configuration as JSON with sorted keys: what lineage and content addresses are made from."""

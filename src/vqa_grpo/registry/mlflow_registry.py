@@ -7,6 +7,7 @@ alias promotes; the version that it pointed to before is kept in a tag of its ow
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ class Registered:
 @contextmanager
 def _client(tracking_uri: str) -> Iterator[Any]:
     """An MLflow client; what MLflow raises comes out as one line that names the server."""
+    # MLflow's own seven retries keep a person waiting for four minutes; a step of a pipeline is retried as a whole.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     import mlflow
     from mlflow.exceptions import MlflowException
 

@@ -69,17 +69,28 @@ def open_store(uri: str) -> Store:
 
 # --- plain files ------------------------------------------------------------------------------------------------
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 def explain_os_error(error: OSError) -> StepError:
-    """One line that names the file and what to do about it."""
-    name = error.filename2 or error.filename or "the disk"  # a copy that fails names its source first
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RetryError(f"disk full while writing {name}: free some space, or choose another place with --storage")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ConfigurationError(f"no permission to write {name}: choose a place you own, or mend its mode")
+    """One line that names the file, where the system did, and what to do about it."""
+    name = error.filename2 or error.filename  # a copy that fails names its source first
+    if error.errno in _FULL:
+        where = f" while writing {name}" if name else ""
+        return RetryError(f"disk full{where}: free some space, or choose another place with --storage")
+    if error.errno in _FORBIDDEN:
+        return ConfigurationError(f"no permission to write {name or error}: choose a place you own, or mend its mode")
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return ConfigurationError(f"{name}: a file stands where a folder must be, or the reverse: choose another place")
-    return RetryError(f"{name}: {error.strerror or error}")
+    if isinstance(error, FileNotFoundError):
+        return ConfigurationError(f"{name}: {error.strerror}" if name else f"not found: {error}")
+    return RetryError(f"{name}: {error.strerror}" if name else str(error))
+
+
+def is_about_the_disk(error: BaseException) -> bool:
+    """Whether a person can mend this with space or a mode, whatever the code was doing."""
+    return isinstance(error, OSError) and error.errno in (*_FULL, *_FORBIDDEN)
 
 
 @contextmanager
