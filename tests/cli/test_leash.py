@@ -20,17 +20,17 @@ DEADLINE = 30.0  # only a hanging test waits this long
 RUN = f"""
 import os, subprocess, sys, time
 from vqa_grpo.cli.leash import TOKEN, leash
-SLEEP = "import time; time.sleep(600)"
+SLEEP = "import time; time.sleep(120)"
 CHILD = f'''import subprocess, sys, time
 grandchild = subprocess.Popen([sys.executable, "-c", "{{SLEEP}}"], start_new_session=True)
 print(grandchild.pid, flush=True)
-time.sleep(600)'''
+time.sleep(120)'''
 with leash(sys.argv[1]):
     os.environ[{TOKEN!r}] = sys.argv[1]
     child = subprocess.Popen([sys.executable, "-c", CHILD], start_new_session=True, stdout=subprocess.PIPE, text=True)
     print(child.pid, child.stdout.readline().strip(), flush=True)
     if sys.argv[2] == "wait":
-        time.sleep(600)
+        time.sleep(120)
     if sys.argv[2] == "fail":
         raise SystemExit(3)
 """

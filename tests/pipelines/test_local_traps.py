@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,23 @@ def test_a_retried_step_does_not_see_what_its_first_attempt_left(tmp_path, monke
     assert steps._once("convert", str(tmp_path / "out"), build)["rows"] == 1
     assert seen == [[], []]
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_killed_attempt_is_not_seen_either_though_nobody_could_clean_up_after_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQA_GRPO_WORK", str(tmp_path / "work"))
+    seen: list[list[str]] = []
+
+    def build(folder: Path) -> dict[str, Any]:
+        seen.append(sorted(path.name for path in folder.iterdir()))
+        (folder / "part-1").write_text("x")
+        return {}
+
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        steps._once("convert", str(tmp_path / "one"), build)
+    assert list((tmp_path / "work").iterdir()) != []
+    steps._once("convert", str(tmp_path / "another"), build)
+    assert seen == [[], []]
 
 
 def test_no_component_writes_anything_before_its_step_is_through():
