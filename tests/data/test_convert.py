@@ -217,6 +217,7 @@ def test_the_digest_depends_on_every_text_and_on_every_pixel(encoded: Encoded, t
         row(reference_steps=("One.", "Two.")),
         row(options=("x", "z")),
         row(options=(), choices=("x", "y")),
+        row(options=(), choices=("x", "z")),
         row(source="elsewhere"),
         row(id="2"),
     ]
