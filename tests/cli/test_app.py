@@ -224,14 +224,18 @@ def test_a_conversion_that_breaks_leaves_nothing_behind(refused, source, tmp_pat
 
     monkeypatch.setattr(convert._SplitWriter, "_flush", full)
     (tmp_path / "here").mkdir()
-    assert "disk full: free some space" in refused(75, "convert", source, tmp_path / "here" / "out")
+    assert "disk full while writing a file: free some space" in refused(
+        75, "convert", source, tmp_path / "here" / "out"
+    )
     assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_a_full_disk_is_called_one(refused, source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").symlink_to("/dev/full")
-    assert "disk full: free some space" in refused(75, "validate", source, "--out", tmp_path / "out")
+    assert "disk full while writing a file: free some space" in refused(
+        75, "validate", source, "--out", tmp_path / "out"
+    )
 
 
 @pytest.mark.parametrize("place", ["a file/below", "/proc/nowhere/below"])
