@@ -54,7 +54,7 @@ def test_every_file_that_is_no_module_is_installed_too() -> None:
         for pattern in patterns
         for path in folder_of(package).glob(pattern)
     }
-    there = {path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    there = {path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".md")}
     assert there == named
 
 

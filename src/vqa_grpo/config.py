@@ -217,13 +217,21 @@ def _read(name: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
                 f"configuration {name!r} cannot be read ({error}); shipped ones: {names}"
             ) from None
     try:
-        tree = yaml.safe_load(text) or {}
+        tree = _value(text) or {}
     except _NOT_YAML as error:
         raise ConfigurationError(f"configuration is not YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(tree, dict):
         raise ConfigurationError("configuration must be a mapping of sections (data:, model:, train:, …)")
     base = tree.pop("extends", None)
     return _merge(_read(str(base), (*extended_by, name)), tree) if base else tree
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON, YAML otherwise: YAML 1.1 takes 1e-5 for a text and cannot read an escaped emoji."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return yaml.safe_load(text)
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -239,11 +247,9 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     if not equals or not path.strip():
         raise ConfigurationError(f"setting {setting!r} is not of the form section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = _value(text)
     except _NOT_YAML:
         raise ConfigurationError(f"setting {setting!r}: the value is not YAML; quote it") from None
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        value = float(value)  # YAML 1.1 reads 1e-5 as text
     *sections, key = path.strip().split(".")
     for section in sections:
         tree = tree.setdefault(section, {})

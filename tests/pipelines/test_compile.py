@@ -211,6 +211,6 @@ def test_tasks_take_their_s3_keys_from_a_secret_by_reference_and_may_do_without(
         assert len(executors) == len(next(yaml.safe_load_all(path.read_text()))["deploymentSpec"]["executors"])
         for executor in executors.values():
             (secret,) = executor["secretAsEnv"]
-            assert secret["secretName"] == "vqa-grpo-s3"  # noqa: S105 - a name
+            assert secret["secretName"] == "vqa-grpo-s3"
             assert secret["optional"] is True
             assert {pair["envVar"] for pair in secret["keyToEnv"]} >= {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
