@@ -49,7 +49,8 @@ def test_each_step_is_one_line_in_order(whole):
     done, _ = whole
     steps = re.findall(r"^✓ (\w+) +done", done.stderr, re.MULTILINE)
     # The stand-in for the base model announces nothing.
-    assert steps == ["convert", "validate", "train", "evaluate", "decide", "register", "finish"]
+    assert set(steps[:2]) == {"convert", "validate"}  # neither waits for the other
+    assert steps[2:] == ["train", "evaluate", "decide", "register", "finish"]
 
 
 def test_a_run_leaves_report_log_and_results_and_no_scratch(whole):
