@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 _WORDS = (
     "red blue dog dogs cat Nokia nokia phone umbrella left right man woman playing tennis yes no true false none zero "
@@ -232,8 +234,8 @@ def mixed(seed: int, count: int) -> list[Case]:
 
 _EXPRESSIONS = (
     r"1/2;0.5;\frac{1}{2};$\frac{1}{2}$;50%;2/4;0.333333;1/3;x+1;1+x;x^2-1;(x-1)(x+1);2x;x*2;\sqrt{4};2;2.0;\pi;3.14159;"
-    r"\boxed{7};7;(1,2);{1,2};{2,1};[1,2);x=3;3;1,000;1000;-4;12 cm;60^\circ;60;1e3;x<2;2>x;The answer is 7.;$7$ apples;"
-    r"apples;;\frac{;))((;5 or 6;a;A;$x$"
+    r"\boxed{7};7;(1,2);{1,2};{2,1};[1,2);x=3;3;1,000;1000;-4;12 cm;60^\circ;60;1e3;x<2;2>x;The answer is 7.;"
+    r"$7$ apples;apples;;\frac{;))((;5 or 6;a;A;$x$"
 )
 EXPRESSIONS = _EXPRESSIONS.split(";")
 
@@ -246,4 +248,29 @@ def expressions(seed: int, count: int) -> list[Case]:
             [rng.choice(EXPRESSIONS), str(rng.randint(-9, 99)), f"{rng.randint(1, 9)}/{rng.randint(2, 9)}"]
         )
         made.append(Case(rng.choice([rng.choice(EXPRESSIONS), _nudged(rng, gold), f"${gold}$", gold]), [gold], []))
+    return made
+
+
+def _structure(rng: random.Random, depth: int) -> Any:
+    if depth == 0 or rng.random() < 0.4:
+        return rng.choice([_phrase(rng)[:20], _number(rng), rng.randint(0, 99), None, True, ""])
+    items = [_structure(rng, depth - 1) for _ in range(rng.randint(0, 3))]
+    return items if rng.random() < 0.6 else dict(zip("abc", items, strict=False))
+
+
+def structures(seed: int, count: int) -> list[Case]:
+    """Lists and records in JSON, as document extraction has them, and answers with items lost, moved or changed."""
+    rng = random.Random(seed)
+    made: list[Case] = []
+    while len(made) < count:
+        gold = _structure(rng, 3)
+        if not isinstance(gold, list | dict):
+            continue
+        told = json.loads(json.dumps(gold))
+        if isinstance(told, list):
+            rng.shuffle(told)
+        if told and rng.random() < 0.5:
+            told.pop(rng.choice([*told]) if isinstance(told, dict) else 0)
+        told = rng.choice([told, told, told, _structure(rng, 2)])
+        made.append(Case(json.dumps(told), [json.dumps(gold)], []))
     return made

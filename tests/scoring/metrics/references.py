@@ -121,6 +121,10 @@ class References:
     def anls_star(self, prediction: str, golds: list[str], options: list[str]) -> float:
         return float(self._anls_star(tuple(golds), prediction))
 
+    def anls_star_structures(self, prediction: str, golds: list[str], options: list[str]) -> float:
+        gold, told = (json.loads(text, parse_int=str, parse_float=str) for text in (golds[0], prediction))
+        return float(self._anls_star((gold,), told))
+
     def chartqa(self, prediction: str, golds: list[str], options: list[str]) -> float:
         return float(any(self._chartqa.relaxed_correctness(prediction, gold) for gold in golds))
 

@@ -151,6 +151,7 @@ def test_bare_latex_is_put_between_dollars_and_other_text_is_left() -> None:
     assert math_equivalence.as_latex("x^2") == "$x^2$"
     assert math_equivalence.as_latex(r"\boxed{2}") == r"\boxed{2}"
     assert math_equivalence.as_latex("$x^2$") == "$x^2$"
+    assert math_equivalence.as_latex(r"the side is \sqrt{2}") == r"the side is \sqrt{2}"
     assert math_equivalence.as_latex("red") == "red"
 
 
@@ -159,4 +160,6 @@ def test_the_library_itself_is_asked() -> None:
     _afresh()
     assert _reward(r"\frac{1}{2}", "0.5") == (1.0, "math:equivalence")
     assert _reward("x^2 + 1", "1 + x^2") == (1.0, "math:equivalence")
+    assert _reward("2^{10}", "1024") == (1.0, "math:equivalence")
+    assert _reward("2^{10}", "2") == (0.0, "math:equivalence")
     assert _reward("$3$", "4") == (0.0, "math:equivalence")

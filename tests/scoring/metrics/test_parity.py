@@ -56,6 +56,11 @@ def _anls_half(case: cases.Case) -> str:
     return "capitals of another length" if any(len(t) != len(t.upper()) for t in (case.prediction, *case.golds)) else ""
 
 
+def _not_compared_by_structure(case: cases.Case) -> str:
+    rule = METRICS["anls_star"](case.prediction, case.golds, []).rule
+    return "" if rule == "anls_star:structure" else f"an answer that is no list or record, or too large ({rule})"
+
+
 PAIRS: list[tuple[str, str, str, int, Explain]] = [
     ("crystal", "crystal", "mixed", 5000, _nothing),
     ("vqa_soft", "vqa_soft", "annotated", 3000, _vqav2),
@@ -64,6 +69,7 @@ PAIRS: list[tuple[str, str, str, int, Explain]] = [
     ("anls", "anls_package", "texts", 3000, _anls_half),
     ("anls", "anls_star", "texts", 3000, _nothing),
     ("anls_star", "anls_star", "texts", 3000, _nothing),
+    ("anls_star", "anls_star_structures", "structures", 1000, _not_compared_by_structure),
     ("chartqa", "chartqa", "texts", 5000, _nothing),
     ("mmmu", "mmmu", "choices", 5000, _nothing),
     ("mmmu", "mmmu_open", "open_questions", 5000, _nothing),
