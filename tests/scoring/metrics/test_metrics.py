@@ -12,7 +12,7 @@ import metric_cases as cases
 import metric_references as references
 import pytest
 
-from vqa_grpo.scoring.metrics import METRIC_OF_SOURCE, METRICS, anls, metric_for, mmmu, vqa_soft
+from vqa_grpo.scoring.metrics import METRIC_OF_SOURCE, METRICS, anls, crystal, metric_for, mmmu, vqa_soft
 
 TEN = ["red"] * 6 + ["blue"] * 2 + ["Red", "dark red"]
 
@@ -53,6 +53,7 @@ def test_a_metric_gives_the_values_its_published_implementation_gave(table: str)
         # Fewer than four golds are alternatives.
         ("vqa_soft", "A dog!", ["dog"], [], 1.0),
         ("vqa_soft", "cat", ["dog", "the cat"], [], 1.0),
+        ("vqa_soft", "red", ["red", "red", "blue"], [], 1.0),
         ("vqa_soft", "the", ["a"], [], 0.0),
         ("vqa_soft", "", ["a"], [], 0.0),
         ("anls", "Helo World", ["hello  world"], [], 1 - 1 / 11),
@@ -76,6 +77,13 @@ def test_a_metric_gives_the_values_its_published_implementation_gave(table: str)
         ("mmmu", "B", ["dog"], ["cat", "dog"], 1.0),
         ("mmmu", "I cannot tell", ["A"], ["cat", "dog"], 0.0),
         ("mmmu", "A", ["bird"], ["cat", "dog"], 0.0),
+        # A letter must stand before a space, a text must be in a sentence of six words, and the first of many wins.
+        ("mmmu", "A.x or B.x", ["A"], ["cat", "dog"], 1.0),
+        ("mmmu", "I see a dog here", ["B"], ["cat", "dog"], 0.0),
+        # An equation of the last line is worth its right side, and a number before a comma is none.
+        ("mmmu", "3 = 12", ["3"], [], 0.0),
+        ("mmmu", "3 = 12", ["12"], [], 1.0),
+        ("mmmu", "so it is 3, maybe", ["3"], [], 0.0),
         ("mmmu", "so the result is 3,141.592", ["3141.59"], [], 1.0),
         ("mmmu", "so the result is 3.2", ["3.1"], [], 0.0),
         ("crystal", "2003", ["2010"], [], 0.9),
@@ -89,6 +97,14 @@ def test_a_metric_gives_the_values_its_published_implementation_gave(table: str)
         ("crystal", "incorrect", ["yes"], [], 1.0),
         ("crystal", "a dog", ["B"], ["a cat", "a dog"], 1.0),
         ("crystal", "x", ["y", "X"], [], 1.0),
+        ("crystal", "85.55", ["100"], [], 0.85),
+        ("crystal", "85.555", ["100"], [], 0.0),
+        ("crystal", "84.5", ["100"], [], 0.0),
+        ("crystal", "0", ["0.4"], [], 0.95),
+        ("crystal", "yes sir", ["' yes'"], [], 1.0),
+        ("crystal", "“nokia”", ["nokia"], [], 1.0),
+        ("crystal", "abcdefgh", ["A"], ["abcdefghij", "xyz"], 1.0),
+        ("crystal", "abcdefg", ["A"], ["abcdefghij", "xyz"], 0.0),
         ("math", "x", [" x. "], [], 1.0),
         ("math", "(b)", ["3/4"], ["1/2", "3/4"], 1.0),
         ("math", "3/4", ["B"], ["1/2", "3/4"], 1.0),
@@ -207,6 +223,31 @@ def test_a_source_is_known_by_what_stands_before_the_slash(source: str, metric: 
 
 def test_every_metric_of_a_source_exists() -> None:
     assert set(METRIC_OF_SOURCE.values()) <= set(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("text", "compared"),
+    [
+        ("black-white", "black white"),
+        ("wi-fi - on", "wifi on"),
+        ("1,000-2", "10002"),
+        ("somebody'd", "somebodyd"),
+        ("The none", "0"),
+        ("3.5.", "3.5"),
+    ],
+)
+def test_a_text_is_compared_as_the_official_evaluation_processes_it(text: str, compared: str) -> None:
+    assert vqa_soft.official(text) == compared
+
+
+def test_the_crystal_reference_reads_a_number_after_taking_out_its_lead_words() -> None:
+    assert crystal.first_number("1approximately: 2") == 12.0
+    assert (crystal.normalise("a."), crystal.normalise("5.")) == ("a", "5.")
+
+
+def test_half_a_point_is_correct() -> None:
+    assert METRICS["anls"]("ab", ["abcd"], []).correct
+    assert not METRICS["vqa_soft"]("Dark red.", TEN, []).correct
 
 
 def test_only_32_periods_are_removed_as_officially() -> None:
