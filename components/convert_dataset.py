@@ -14,7 +14,7 @@ def convert_dataset(
     """Convert to train, validation and test; no picture stands in two of them.
 
     Args:
-        data_config: The configuration's data section as JSON.
+        data_config: What decides the converted data, as JSON.
         fingerprint: What the source looked like when the run began.
         root: Where results go.
         code: A digest of the code that runs.

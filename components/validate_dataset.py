@@ -8,6 +8,7 @@ from vqa_grpo.components.images import STEPS
 @dsl.component(base_image=STEPS, install_kfp_package=False)
 def validate_dataset(
     data_config: str,
+    checks: str,
     fingerprint: str,
     root: str,
     code: str,
@@ -17,7 +18,8 @@ def validate_dataset(
     """Check the source row by row and refuse it when too many rows are unusable.
 
     Args:
-        data_config: The configuration's data section as JSON.
+        data_config: What decides the converted data, as JSON.
+        checks: What decides whether it is good enough, as JSON.
         fingerprint: What the source looked like when the run began.
         root: Where results go.
         code: A digest of the code that runs.
@@ -29,7 +31,7 @@ def validate_dataset(
     """
     from vqa_grpo import steps
 
-    result = steps.guarded(steps.validate_dataset)(data_config, fingerprint, root, code)
+    result = steps.guarded(steps.validate_dataset)(data_config, checks, fingerprint, root, code)
     with open(report.path, "w", encoding="utf-8") as file:
         file.write(result.markdown)
     metrics.log_metric("rows", result.rows)

@@ -12,11 +12,11 @@ from vqa_grpo.pipelines import wiring
     description="Train again when the data, the code or the configuration changed since the last decision; else skip.",
 )
 def retrain_pipeline(
+    output_root: str,
     config: str = "quickstart",
     overrides: str = "",
     source: str = "",
     base_model: str = "",
-    output_root: str = "",
     run_id: str = "",
     seed: int = 0,
     num_nodes: int = 2,
@@ -28,22 +28,21 @@ def retrain_pipeline(
 ) -> None:
     """Train again if there is something new.
 
-    Decisions are remembered under the output root, so scheduled runs need one that stays the same; the pipeline
-    root is a new folder each time.
+    The last decision is remembered under the output root, which therefore must be given and stay the same.
 
     Args:
+        output_root: Where results and the last decision go, s3://bucket/prefix.
         config: A shipped configuration's name, a file in the image, or YAML text.
         overrides: Lines of section.key=value, applied last.
         source: The data set, builtin:easy-vqa or a save_to_disk folder.
         base_model: The model to tune, builtin:tiny, a folder, s3://… or a hub name.
-        output_root: Where results and decisions go, s3://bucket/prefix.
         run_id: The run's name. Empty takes Kubeflow's.
         seed: Seed of training; 0 takes the configuration's.
-        num_nodes: Pods of the training job.
-        gpus_per_node: GPUs of each pod; 0 trains on CPU.
+        num_nodes: Pods of the training job, whatever the configuration says.
+        gpus_per_node: GPUs of each pod, whatever the configuration says; 0 trains on CPU.
         registered_model: The model's name in MLflow.
-        tracking_uri: MLflow; empty takes MLFLOW_TRACKING_URI of the image's environment. Never with a password.
-        trainer_image: The image of the training pods.
+        tracking_uri: MLflow, without a password; empty takes MLFLOW_TRACKING_URI of the ConfigMap vqa-grpo.
+        trainer_image: The image of every step that runs a model, and of the training pods.
         code: A digest of the code, such as the image's; empty takes the installed package's own.
     """
     with dsl.ExitHandler(wiring.finish(output_root, run_id)):

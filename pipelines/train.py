@@ -35,14 +35,14 @@ def train_pipeline(
         overrides: Lines of section.key=value, applied last.
         source: The data set, builtin:easy-vqa or a save_to_disk folder.
         base_model: The model to tune, builtin:tiny, a folder, s3://… or a hub name.
-        output_root: Where results go, s3://bucket/prefix; empty takes the pipeline root.
+        output_root: Where results go, s3://bucket/prefix; empty takes the run's own folder below the pipeline root.
         run_id: The run's name; the same name goes on where it stopped. Empty takes Kubeflow's.
         seed: Seed of training; 0 takes the configuration's.
-        num_nodes: Pods of the training job.
-        gpus_per_node: GPUs of each pod; 0 trains on CPU.
+        num_nodes: Pods of the training job, whatever the configuration says.
+        gpus_per_node: GPUs of each pod, whatever the configuration says; 0 trains on CPU.
         registered_model: The model's name in MLflow.
-        tracking_uri: MLflow; empty takes MLFLOW_TRACKING_URI of the image's environment. Never with a password.
-        trainer_image: The image of the training pods.
+        tracking_uri: MLflow, without a password; empty takes MLFLOW_TRACKING_URI of the ConfigMap vqa-grpo.
+        trainer_image: The image of every step that runs a model, and of the training pods.
         code: A digest of the code, such as the image's; empty takes the installed package's own.
     """
     with dsl.ExitHandler(wiring.finish(output_root, run_id)):

@@ -13,20 +13,15 @@ from vqa_grpo.components.register_model import register_model
 from vqa_grpo.components.resolve_source import resolve_source
 from vqa_grpo.components.train_model import train_model
 from vqa_grpo.components.validate_dataset import validate_dataset
+from vqa_grpo.jobs.spec import SECRETS, SETTINGS, SETTINGS_MAP
 
-# What steps need to reach S3 and MLflow, from a Secret and a ConfigMap of the namespace; all of it optional, since a
-# cluster may use instance roles and real AWS. Never parameters: Kubeflow shows and stores those.
-S3_SECRET = "vqa-grpo-s3"  # noqa: S105 - a name
-SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-SETTINGS = "vqa-grpo"
-SETTING_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI")
 RETRIES = 2  # a run on one's own machine sets 0 before it imports a pipeline: there the person retries
 
 
 def resolve(parameters: dict[str, Any]) -> dsl.PipelineTask:
     """The uncached first task; `parameters` are the pipeline's own, by name."""
     own = {name: channel for name, channel in parameters.items() if name != "trainer_image"}
-    task = resolve_source(**own, pipeline_root=dsl.PIPELINE_ROOT_PLACEHOLDER, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    task = resolve_source(**own, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
     return _small(task, cached=False)
 
 
@@ -34,21 +29,24 @@ def train_and_register(resolved: dsl.PipelineTask, trainer_image: Any) -> None:
     """Everything between knowing the source and a registered model."""
     found = resolved.outputs
     data = {name: found[name] for name in ("data_config", "fingerprint", "root", "code")}
+    # One image wherever a model runs: the same code trains, evaluates and prepares.
+    image = trainer_image
     run = {name: found[name] for name in ("config", "run_id", "root")}
-    validated = _small(validate_dataset(**data), cached=True)
+    validated = _small(validate_dataset(**data, checks=found["checks"]), cached=True)
     converted = _small(convert_dataset(**data), cached=True)
     dataset_uri = converted.outputs["dataset_uri"]
     prepared = _large(prepare_model(config=found["config"], dataset_uri=dataset_uri, root=found["root"]))
-    prepared.after(validated)
-    base = prepared.outputs["base"]
-    trained = _small(train_model(**run, dataset_uri=dataset_uri, base=base, trainer_image=trainer_image), cached=False)
+    prepared.after(validated).set_container_image(image)
+    base = prepared.outputs["Output"]
+    trained = _small(train_model(**run, dataset_uri=dataset_uri, base=base, trainer_image=image), cached=False)
     model_uri = trained.outputs["Output"]
     evaluated = _large(evaluate_models(**run, dataset_uri=dataset_uri, base=base, model_uri=model_uri))
+    evaluated.set_container_image(image)
     identity = {name: found[name] for name in ("fingerprint", "code")}
     decided = decide_promotion(**run, **identity, evaluation_uri=evaluated.outputs["Output"])
     _small(decided, cached=False)
     with dsl.If(decided.outputs["Output"] == True, name="promote"):  # noqa: E712 - builds a condition
-        _small(register_model(**run).after(decided), cached=False)
+        _small(register_model(**run), cached=False)
 
 
 def check(task: dsl.PipelineTask) -> dsl.PipelineTask:
@@ -57,20 +55,8 @@ def check(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def finish(output_root: Any, run_id: Any) -> dsl.PipelineTask:
-    task = finish_run(
-        output_root=output_root,
-        pipeline_root=dsl.PIPELINE_ROOT_PLACEHOLDER,
-        run_id=run_id,
-        job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-    )
-    # A cache hit would mean that nothing is cleaned up.
-    return (
-        _connected(task)
-        .set_caching_options(False)
-        .set_cpu_request("500m")
-        .set_memory_limit("2Gi")
-        .set_memory_request("1Gi")
-    )
+    task = finish_run(output_root=output_root, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    return _small(task, cached=False)  # a cache hit would mean that nothing is cleaned up
 
 
 def _small(task: dsl.PipelineTask, cached: bool) -> dsl.PipelineTask:
@@ -101,6 +87,11 @@ def _retried_and_connected(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def _connected(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Give a task its connections, by reference."""
-    kubernetes.use_secret_as_env(task, S3_SECRET, {key: key for key in SECRET_KEYS}, optional=True)
-    return kubernetes.use_config_map_as_env(task, SETTINGS, {key: key for key in SETTING_KEYS}, optional=True)
+    """Give a task what it needs to reach S3, MLflow and the hub, by reference and never as a parameter.
+
+    All of it is optional, since a cluster may use instance roles and real AWS.
+    """
+    for secret in sorted(set(SECRETS.values())):
+        keys = [key for key, name in SECRETS.items() if name == secret]
+        kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
+    return kubernetes.use_config_map_as_env(task, SETTINGS_MAP, {key: key for key in SETTINGS}, optional=True)

@@ -51,6 +51,14 @@ class Model(Section):
     min_pixels: Positive = Field(3136, description="pictures are scaled up to at least this many pixels")
     max_pixels: Positive = Field(1280 * 28 * 28, description="pictures are scaled down to at most this many pixels")
 
+    @model_validator(mode="after")
+    def _possible(self) -> Model:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
+        if self.base.startswith(("/", ".", "~")) and not Path(self.base).expanduser().is_dir():
+            raise ValueError(f"base {self.base!r} is no folder here")
+        return self
+
 
 class Rewards(Section):
     functions: tuple[str, ...] = Field(("format", "accuracy"), description="format, accuracy, reasoning, or pkg.mod:fn")
@@ -65,6 +73,13 @@ class Rewards(Section):
         if not self.functions:
             raise ValueError("functions is empty: name at least one reward")
         return self
+
+
+# What a run passes to its trainer from other parts of the configuration; `train.extra` must not undo it.
+_SET_ELSEWHERE = {
+    *("model_name_or_path", "dataset_name", "output_dir", "publish_uri", "prompt_template", "min_pixels", "max_pixels"),
+    *("reward_funcs", "reward_weights", "seed"),
+}
 
 
 class Train(Section):
@@ -91,6 +106,8 @@ class Train(Section):
     def _json_only(cls, extra: dict[str, Any]) -> dict[str, Any]:
         """YAML knows dates, bytes and infinities, which a run's canonical JSON cannot hold."""
         for key, value in extra.items():
+            if key in cls.model_fields or key in _SET_ELSEWHERE:
+                raise ValueError(f"{key} has a place of its own in the configuration: leave it out of extra")
             try:
                 same = json.loads(json.dumps(value, allow_nan=False)) == value
             except (ValueError, TypeError, RecursionError):
@@ -132,12 +149,6 @@ class Registry(Section):
             raise ValueError(f"alias {self.alias!r} must be letters, digits, - and _, and neither latest nor v1, v2, …")
         return self
 
-    @model_validator(mode="after")
-    def _no_password(self) -> Registry:
-        if re.search(r"//[^/@]+:[^/@]+@", self.tracking_uri):
-            raise ValueError("tracking_uri holds a password: use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
-        return self
-
 
 class Job(Section):
     """Where training runs. `auto` is a PyTorchJob inside a cluster and this machine elsewhere."""
@@ -148,7 +159,6 @@ class Job(Section):
     processes_per_node: NotNegative = Field(0, description="0 means one for each GPU, or one on CPU")
     cpu: Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")] = "2"
     memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?([kMGTP]|[KMGTP]i)?$")] = "6Gi"
-    namespace: str = Field("", description="empty takes the pod's own")
     timeout_seconds: Positive = 172_800
 
 
@@ -171,8 +181,25 @@ class RunConfig(Section):
         for key in ("hub_token", "push_to_hub_token"):
             if key in self.train.extra:
                 raise ValueError(f"train.extra.{key} is a secret, and configurations are shown: set HF_TOKEN instead")
-        if re.search(r'//[^/@\s"]+:[^/@\s"]+@', self.canonical()):
-            raise ValueError("a URL in it holds a password, and configurations are shown: use the environment")
+        if re.search(r'://[^/@\s"]+@', self.canonical()):
+            raise ValueError(
+                "a URL in it holds a user name, password or token, and configurations are shown: "
+                "use the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> RunConfig:
+        """TRL takes completions in whole groups; it would say so only once everything before it is done."""
+        train, group = self.train, self.train.num_generations
+        processes = self.job.num_nodes * (self.job.processes_per_node or max(self.job.gpus_per_node, 1))
+        batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
+        if group == 1 or (group and batch % group) or batch < 2:
+            raise ValueError(
+                f"train.num_generations {group} does not divide the {batch} completions of a round "
+                f"(per_device_train_batch_size x gradient_accumulation_steps x processes), or is 1: "
+                "GRPO compares at least two completions of each question"
+            )
         return self
 
     def canonical(self) -> str:

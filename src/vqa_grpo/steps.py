@@ -7,8 +7,10 @@ Results that depend on their inputs alone (the converted data, the embedded base
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -32,6 +34,10 @@ from vqa_grpo.storage.store import explain_os_error, is_about_the_disk, normalis
 RESULT = "result.json"
 EASY_VQA = "builtin:easy-vqa"
 TINY = "builtin:tiny"
+REWARDS = ("format", "accuracy", "reasoning")
+POD_OUTPUT = "/tmp/vqa-grpo/output"  # noqa: S108 - a training pod's own disk
+MEASURED = ("base", "tuned", "comparison", "blind")
+LAST_DECISION = "decisions/last.json"
 WIRING = ("cli", "components", "pipelines")  # how steps are called, not what they do
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,17 +46,19 @@ R = TypeVar("R")
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
     """Turn an error that a person can act on into one line and its exit code, as every pod and shell expects."""
 
+    step = function.__name__.split("_")[0]  # train_model announces itself as train
+
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except StepError as error:
-            raise SystemExit(_tell(function.__name__, error)) from None
+            raise SystemExit(_tell(step, error)) from None
         except Exception as error:
             if isinstance(error, OSError) and is_about_the_disk(error):
-                raise SystemExit(_tell(function.__name__, explain_os_error(error))) from None
+                raise SystemExit(_tell(step, explain_os_error(error))) from None
             # A mistake of ours: the traceback goes to the log, one line to the person.
-            announce(function.__name__, "failed", error=_one_line(error), reason=str(FailureReason.INTERNAL))
+            announce(step, "failed", error=_one_line(error), reason=str(FailureReason.INTERNAL))
             raise
 
     return run
@@ -71,15 +79,19 @@ def _one_line(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a run will do: its checked configuration, where it writes, and what its source looks like now."""
+    """What a run will do: its checked configuration, where it writes, and what its source looks like now.
+
+    `data_config` is what decides the converted data, `checks` what decides whether it is good enough: the data
+    steps get these instead of the configuration, so that other settings do not undo their cache.
+    """
 
     config: str
     data_config: str
+    checks: str
     run_id: str
     root: str
     fingerprint: str
     code: str
-    rows: dict[str, int]
 
 
 def resolve(
@@ -90,17 +102,71 @@ def resolve(
     Without a `run_id` the run is named after everything that decides its result, so that the same run started
     again goes on instead of starting over. `code` is the image's digest; empty takes this package's own.
     """
-    run = configuration.load(config, settings or [])
+    run = _self_contained(configuration.load(config, settings or []))
     if not root:
         raise ConfigurationError("no place to write to: give an output root, s3://bucket/prefix or a folder")
     _check_run_id(run_id)
-    prompts.load(run.model.prompt)
+    _check_rewards(run)
     source = open_source(run.data.source)
     code = code or code_digest()
-    run_id = run_id or "run-" + key_of(run.canonical(), source.fingerprint, code)[:12]
-    # Only what decides the converted data goes to the data steps, so that other settings do not undo their cache.
-    data = json.dumps(run.data.model_dump(mode="json") | {"wants_steps": "reasoning" in run.rewards.functions})
-    return Resolved(run.canonical(), data, run_id, normalise(root), source.fingerprint, code, source.rows)
+    run_id = run_id or "run-" + key_of(run.canonical(), source.fingerprint, code, _local_inputs(run))[:12]
+    data = run.data.model_dump(mode="json")
+    checks = {"max_invalid_fraction": data.pop("max_invalid_fraction"), "wants_steps": _wants_steps(run)}
+    return Resolved(
+        run.canonical(), json.dumps(data), json.dumps(checks), run_id, normalise(root), source.fingerprint, code
+    )
+
+
+def _self_contained(run: RunConfig) -> RunConfig:
+    """The configuration with a prompt file's text in the place of its name: pods have no such file."""
+    template = prompts.load(run.model.prompt)
+    if template.name == run.model.prompt:
+        return run
+    return run.model_copy(update={"model": run.model.model_copy(update={"prompt": template.text})})
+
+
+def _wants_steps(run: RunConfig) -> bool:
+    return "reasoning" in run.rewards.functions
+
+
+def _check_rewards(run: RunConfig) -> None:
+    """Refuse a misspelt reward before anything is converted; a function of the user's own is found by the trainer."""
+    for name in run.rewards.functions:
+        if "." not in name and ":" not in name and name not in REWARDS:
+            near = difflib.get_close_matches(name, REWARDS, 1, 0.5)
+            hint = f", did you mean {near[0]}?" if near else f": {', '.join(REWARDS)}, or package.module:function"
+            raise ConfigurationError(f"rewards.functions: there is no reward {name!r}{hint}")
+
+
+def _local_inputs(run: RunConfig) -> list[Any]:
+    """What else decides a result: files that the configuration names, and the libraries that train."""
+    named = [run.model.base, run.train.deepspeed]
+    files = [_facts(Path(name).expanduser()) for name in named if name and Path(name).expanduser().exists()]
+    return [files, [_version(package) for package in ("torch", "transformers", "trl")]]
+
+
+def _facts(path: Path) -> list[Any]:
+    """Names, sizes and times, not contents: a model folder holds gigabytes."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.is_file()]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def run_folder(artifact_uri: str, task: str) -> str:
+    """The folder of a Kubeflow run, from the address of one of its artifacts: `…/<run>/<task>/…/<artifact>`.
+
+    The pipeline root itself cannot be asked for: Kubeflow's placeholder for it is resolved by its local runner only.
+    """
+    folder, found, _ = artifact_uri.partition(f"/{task}/")
+    if not found:
+        raise ConfigurationError(f"cannot tell the run's folder from {artifact_uri!r}: give output_root")
+    return folder
 
 
 def _check_run_id(run_id: str) -> None:
@@ -149,21 +215,21 @@ class Validated:
     markdown: str
 
 
-def validate_dataset(data_config: str, fingerprint: str, root: str, code: str) -> Validated:
+def validate_dataset(data_config: str, checks: str, fingerprint: str, root: str, code: str) -> Validated:
     """Check every row of the source; DataError when too many are unusable."""
     from vqa_grpo.data import validate
 
-    data = _data_section(data_config)
+    data, wanted = configuration.Data(**json.loads(data_config)), json.loads(checks)
 
     def build(folder: Path) -> dict[str, Any]:
         source = _unchanged_source(data.source, fingerprint)
-        report = validate.validate(source, _wants_steps(data_config), data.limit, folder / "quarantine.jsonl")
+        report = validate.validate(source, wanted["wants_steps"], data.limit, folder / "quarantine.jsonl")
         validate.write_report(report, folder)
         return {"rows": report.total, "invalid": report.invalid, "by_code": report.by_code}
 
-    uri = step_uri(root, _data_key(data_config, fingerprint, code), "validate")
+    uri = validation_uri(_data_uri(data_config, fingerprint, root, code), wanted["wants_steps"])
     result = _once("validate", uri, build)
-    validate.refuse_if_bad(_read_report(result["root"]), data.max_invalid_fraction)
+    validate.refuse_if_bad(_read_report(result["root"]), wanted["max_invalid_fraction"])
     markdown = (open_store(result["root"]).read("report.md") or b"").decode()
     return Validated(uri, result["rows"], result["invalid"], markdown)
 
@@ -179,30 +245,25 @@ def convert_dataset(data_config: str, fingerprint: str, root: str, code: str) ->
     """Write the source as train, validation and test in the guide's schema."""
     from vqa_grpo.data import convert
 
-    data = _data_section(data_config)
+    data = configuration.Data(**json.loads(data_config))
 
     def build(folder: Path) -> dict[str, Any]:
         source = _unchanged_source(data.source, fingerprint)
         rule = convert.SplitRule(data.split_seed, data.validation_fraction, data.test_fraction)
         return asdict(convert.convert(source, rule, folder, data.limit))
 
-    uri = step_uri(root, _data_key(data_config, fingerprint, code), "convert")
+    uri = f"{_data_uri(data_config, fingerprint, root, code)}/convert"
     result = _once("convert", uri, build)
     return Converted(uri, result["digest"], result["splits"])
 
 
-def _data_section(data_config: str) -> configuration.Data:
-    values = json.loads(data_config)
-    values.pop("wants_steps")
-    return configuration.Data(**values)
+def _data_uri(data_config: str, fingerprint: str, root: str, code: str) -> str:
+    """The folder of what depends on the data alone."""
+    return step_uri(root, "data-" + key_of(json.loads(data_config), fingerprint, code), "").rstrip("/")
 
 
-def _wants_steps(data_config: str) -> bool:
-    return bool(json.loads(data_config)["wants_steps"])
-
-
-def _data_key(data_config: str, fingerprint: str, code: str) -> str:
-    return "data-" + key_of(json.loads(data_config), fingerprint, code)
+def validation_uri(data_uri: str, wants_steps: bool) -> str:
+    return f"{data_uri}/{'validate-with-steps' if wants_steps else 'validate'}"
 
 
 def _unchanged_source(name: str, fingerprint: str) -> Any:
@@ -226,7 +287,6 @@ class Prepared:
     """The base model as training and evaluation name it: a published URI, a folder, or a hub name."""
 
     base: str
-    digest: str
 
 
 def prepare_model(config: str, dataset_uri: str, root: str) -> Prepared:
@@ -239,13 +299,11 @@ def prepare_model(config: str, dataset_uri: str, root: str) -> Prepared:
         raise ConfigurationError(f"model.base {base!r} is not built in: the one that is, is {TINY}")
     announce("prepare", "started")
     if publish.looks_published(base):
-        prepared = Prepared(normalise(base), publish.get(base).digest)
-    elif Path(base).is_dir():
-        prepared = Prepared(str(Path(base).absolute()), publish.digest_of(publish.describe(Path(base))))
-    else:
-        prepared = Prepared(base, f"hub:{base}")
+        base = publish.get(base).uri
+    elif Path(base).expanduser().is_dir():
+        base = str(Path(base).expanduser().absolute())
     announce("prepare", "finished", base=base)
-    return prepared
+    return Prepared(base)
 
 
 def _build_tiny(run: RunConfig, dataset_uri: str, root: str) -> Prepared:
@@ -270,8 +328,8 @@ def _build_tiny(run: RunConfig, dataset_uri: str, root: str) -> Prepared:
         return build_base(list(found), folder, recipe, template, run.seed, _stages("prepare"))
 
     uri = step_uri(root, "base-" + key_of(recipe_key(recipe, template, run.seed), rows_key), "model")
-    result = _once("prepare", uri, build)
-    return Prepared(uri, result["folder_digest"])
+    _once("prepare", uri, build)
+    return Prepared(uri)
 
 
 @dataclass(frozen=True)
@@ -336,14 +394,24 @@ def training_job(run: RunConfig, run_id: str, arguments: list[str], image: str) 
 def _launch_training(run: RunConfig, run_id: str, model_uri: str, dataset_uri: str, base: str, image: str) -> None:
     from vqa_grpo import jobs
 
-    with publish.scratch(_work()) as output:
-        arguments = training_arguments(run, dataset_uri, base, str(output), model_uri)
+    def launch(output: str) -> None:
+        arguments = training_arguments(run, dataset_uri, base, output, model_uri)
         jobs.launch(training_job(run, run_id, arguments, image), run.job.launcher)
+
+    if jobs.place(run.job.launcher) == "local":
+        with publish.scratch(_work()) as output:
+            launch(str(output))
+    else:
+        # The same in every attempt: a retried step recognises its job by what it runs.
+        launch(POD_OUTPUT)
 
 
 def _option(key: str, value: Any) -> list[str]:
+    """One option as the trainer's command line takes it; None and an empty list leave its default."""
+    if value is None or value == []:
+        return []
     values = value if isinstance(value, list | tuple) else [value]
-    return [f"--{key}", *(str(part) for part in values)]
+    return [f"--{key}", *(json.dumps(part) if isinstance(part, dict | bool) else str(part) for part in values)]
 
 
 # --- evaluation and decision ------------------------------------------------------------------------------------
@@ -364,7 +432,7 @@ def evaluate_models(config: str, run_id: str, root: str, dataset_uri: str, base:
 
     uri = step_uri(root, run_id, "evaluate")
     result = _once("evaluate", uri, build)
-    return Evaluated(uri, {name: result[name] for name in ("base", "tuned", "comparison", "blind")})
+    return Evaluated(uri, {name: result[name] for name in MEASURED})
 
 
 def _evaluate(run: RunConfig, folder: Path, dataset_uri: str, base: str, model_uri: str) -> dict[str, Any]:
@@ -435,50 +503,59 @@ class Decided:
     promote: bool
     decision: str
     reasons: list[str]
-    mlflow_run_id: str
 
 
 def decide_promotion(config: str, run_id: str, root: str, fingerprint: str, code: str, evaluation_uri: str) -> Decided:
     """Compare with the gate's rules, and record the numbers in MLflow whatever the verdict."""
     from vqa_grpo import registry
     from vqa_grpo.evaluation import gate
-    from vqa_grpo.evaluation.compare import compare
-    from vqa_grpo.evaluation.score import score
+    from vqa_grpo.evaluation.compare import Comparison
+    from vqa_grpo.evaluation.score import Scores
     from vqa_grpo.report.metrics import clean_metrics
 
     run = _config(config)
     scores = _result(evaluation_uri)
 
     def build(folder: Path) -> dict[str, Any]:
-        predictions = publish.fetch(evaluation_uri, publish.cache_folder())
-        base, tuned = predictions / "base.parquet", predictions / "tuned.parquet"
-        rules = gate.GateRules(**run.gate.model_dump())
-        verdict = gate.decide(score(base), score(tuned), compare(base, tuned), rules)
-        metrics = {name: scores[name] for name in ("base", "tuned", "comparison", "blind")}
+        base, tuned = Scores.from_dict(scores["base"]), Scores.from_dict(scores["tuned"])
+        verdict = gate.decide(base, tuned, Comparison.from_dict(scores["comparison"]), run.gate)
+        if not registry.is_configured(run.registry.tracking_uri):
+            # A smoke run on a cluster without MLflow: everything can be seen but registration.
+            reason = (
+                "No MLflow is configured (registry.tracking_uri or MLFLOW_TRACKING_URI): nothing can be registered."
+            )
+            return {"decision": "hold", "reasons": [reason, *verdict.reasons], "mlflow_run_id": ""}
         mlflow_run_id = registry.record_run(
             run.registry.tracking_uri,
             run.registry.experiment,
             run_id,
-            metrics=clean_metrics(metrics)[0],
+            metrics=clean_metrics({name: scores[name] for name in MEASURED})[0],
             params={"config": run.canonical()},
             tags=scores["lineage"] | {"decision": verdict.decision, "code": code, "source": fingerprint},
         )
         return {**asdict(verdict), "mlflow_run_id": mlflow_run_id}
 
     result = _once("decide", step_uri(root, run_id, "decide"), build)
-    decision = {"run_id": run_id, "decision": result["decision"]}
-    open_store(root).write(_decision_name(config, fingerprint, code), json.dumps(decision).encode())
-    promoted = result["decision"] == "promote"
-    return Decided(promoted, result["decision"], result["reasons"], result["mlflow_run_id"])
+    if result["mlflow_run_id"]:
+        last = {"key": _decision_key(config, fingerprint, code), "run_id": run_id, "decision": result["decision"]}
+        open_store(root).write(LAST_DECISION, json.dumps(last).encode())
+    return Decided(result["decision"] == "promote", result["decision"], result["reasons"])
 
 
 def needs_training(config: str, root: str, fingerprint: str, code: str) -> bool:
-    """False when the same source, code and configuration were decided on before, whatever the verdict was."""
-    return open_store(root).read(_decision_name(config, fingerprint, code)) is None
+    """False when the last decision was on the same source, code and configuration, whatever it was.
+
+    A promotion counts only once its model is registered: a night on which MLflow was away is not the last word.
+    """
+    data = open_store(root).read(LAST_DECISION)
+    last = json.loads(data) if data else {}
+    if last.get("key") != _decision_key(config, fingerprint, code):
+        return True
+    return last["decision"] == "promote" and not publish.is_published(step_uri(root, last["run_id"], "register"))
 
 
-def _decision_name(config: str, fingerprint: str, code: str) -> str:
-    return f"decisions/{key_of(json.loads(config), fingerprint, code)}.json"
+def _decision_key(config: str, fingerprint: str, code: str) -> str:
+    return key_of(json.loads(config), fingerprint, code)
 
 
 def register_model(config: str, run_id: str, root: str) -> Any:
@@ -510,26 +587,44 @@ def register_model(config: str, run_id: str, root: str) -> Any:
 # --- the end of a run -------------------------------------------------------------------------------------------
 
 
-def finish_run(run_id: str, root: str, status: str) -> dict[str, Any]:
-    """Stop what is left of the run's jobs, and write summary and report from what its steps published.
+def finish_run(run_id: str, root: str, status: str) -> str:
+    """Write summary and report from what the run's steps published, and stop what is left of its jobs.
 
-    Runs after a failure too. Both files are derived from published results, so they may be written again.
+    Runs after a failure too. Both files are derived from published results, so they may be written again. Returns
+    the report's HTML, empty for a run that was not evaluated.
     """
     from vqa_grpo import jobs
     from vqa_grpo.report.summary import summarise
 
     _check_run_id(run_id)
     announce("finish", "started")
-    jobs.sweep(run_id)
-    results = {step: _found(step_uri(root, run_id, step)) for step in ("train", "evaluate", "decide", "register")}
-    evaluation = results["evaluate"]
-    summary = summarise(run_id, status, results, _result(evaluation["dataset_uri"]) if evaluation else None)
-    store = open_store(step_uri(root, run_id, "summary"))
-    store.write("summary.json", json.dumps(summary, indent=1, sort_keys=True, allow_nan=False).encode())
-    if evaluation:
-        store.write("report.html", _report(run_id, results, summary["seconds"]).encode())
+    try:
+        results = {step: _found(step_uri(root, run_id, step)) for step in ("train", "evaluate", "decide", "register")}
+        results |= _inputs_of(results["evaluate"])
+        summary = summarise(run_id, status, results)
+        store = open_store(step_uri(root, run_id, "summary"))
+        store.write("summary.json", json.dumps(summary, indent=1, sort_keys=True, allow_nan=False).encode())
+        report = _report(run_id, results, summary["seconds"]) if results["evaluate"] else ""
+        if report:
+            store.write("report.html", report.encode())
+    finally:
+        jobs.sweep(run_id)
     announce("finish", "finished")
-    return summary
+    return report
+
+
+def _inputs_of(evaluation: dict[str, Any] | None) -> dict[str, dict[str, Any] | None]:
+    """The results that lie under their inputs' keys and not under the run's id, found through lineage."""
+    if evaluation is None:
+        return {"convert": None, "validate": None, "prepare": None}
+    run = RunConfig.model_validate(evaluation["config"])
+    data_uri = evaluation["dataset_uri"].rpartition("/")[0]
+    base = evaluation["lineage"]["base_model"]
+    return {
+        "convert": _result(evaluation["dataset_uri"]),
+        "validate": _found(validation_uri(data_uri, _wants_steps(run))),
+        "prepare": _found(base) if run.model.base == TINY else None,
+    }
 
 
 def _report(run_id: str, results: dict[str, dict[str, Any] | None], seconds: dict[str, float]) -> str:

@@ -105,7 +105,7 @@ def test_validating_and_converting_for_programs(cli, source, tmp_path):
     assert figures == {"rows": 42, "valid": 42, "by_code": {}}
     assert (tmp_path / "report" / "report.md").is_file()
     made = answer(cli, "convert", source, tmp_path / "converted")
-    assert set(made) == {"digest", "splits", "left_out", "moved_from_train"}
+    assert set(made) == {"digest", "splits", "left_out", "dropped_as_held_out"}
     assert made["splits"]["test"] == 12
     assert (tmp_path / "converted" / "train" / "dataset_info.json").is_file()
     assert answer(cli, "convert", source, tmp_path / "again")["digest"] == made["digest"]

@@ -12,7 +12,8 @@ import time
 import psutil
 import pytest
 
-from vqa_grpo.cli.leash import TOKEN, kill_all, leash
+from vqa_grpo.cli.leash import TOKEN, leash
+from vqa_grpo.jobs.processes import kill_marked
 
 DEADLINE = 30.0  # only a hanging test waits this long
 
@@ -81,7 +82,7 @@ def test_other_runs_are_left_alone():
     run, pids = start(secrets.token_hex(8), "wait")
     with leash(secrets.token_hex(8)):
         pass
-    assert kill_all(secrets.token_hex(8)) == 0
+    kill_marked(TOKEN, secrets.token_hex(8))
     assert all(map(alive, pids))
     run.kill()
     run.wait()
@@ -90,7 +91,7 @@ def test_other_runs_are_left_alone():
 
 def test_the_process_that_kills_is_not_among_the_killed(monkeypatch):
     token = secrets.token_hex(8)
-    code = f"import os, sys; from vqa_grpo.cli.leash import kill_all; print(kill_all({token!r}))"
+    code = f"import os, sys; from vqa_grpo.jobs.processes import kill_marked; kill_marked({TOKEN!r}, {token!r}); print(1)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {TOKEN: token}, capture_output=True, text=True, check=True
     )

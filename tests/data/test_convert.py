@@ -106,7 +106,7 @@ def test_a_picture_in_every_split_of_the_source_stays_in_test_alone(rows: list[R
     found = pictures(tmp_path / "out")
     assert not found["test"] & found["validation"]
     assert not found["train"] & (found["test"] | found["validation"])
-    assert result.moved_from_train == 60 + 30
+    assert result.dropped_as_held_out == 60 + 30
 
 
 def test_the_order_of_the_sources_splits_does_not_matter(rows: list[Record], tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vqa_grpo.config import Gate
 from vqa_grpo.evaluation.compare import compare
-from vqa_grpo.evaluation.gate import GateRules, decide
+from vqa_grpo.evaluation.gate import decide
 from vqa_grpo.evaluation.score import score
 
 NAN, INF = float("nan"), float("inf")
@@ -57,7 +58,7 @@ def test_the_truth_table_of_the_rules(good, change, rules, decision):
         gain, bounds = change["type"]
         fallen = replace(comparison.by_type["shape"], gain=gain, gain_ci=bounds)
         comparison = replace(comparison, by_type={**comparison.by_type, "shape": fallen})
-    assert decide(base, tuned, comparison, GateRules(**rules)).decision == decision
+    assert decide(base, tuned, comparison, Gate(**rules)).decision == decision
 
 
 def test_a_loss_of_accuracy_is_held(good):
@@ -100,7 +101,7 @@ def test_no_float_makes_the_gate_raise_and_no_nan_passes(rate, before, after, lo
 
 def test_rules_that_are_nan_hold_too(good):
     for name in ("min_format_rate", "min_accuracy_gain", "max_type_drop"):
-        assert decide(*good, GateRules(**{name: NAN})).decision == "hold"
+        assert decide(*good, Gate(**{name: NAN})).decision == "hold"
 
 
 def test_no_questions_or_different_questions_are_held(good, table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ app = typer.Typer(
 Config = Annotated[str, typer.Option(help="A shipped configuration (quickstart, quick) or a YAML file.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given many times.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON for programs.")]
-TrackingUri = Annotated[str, typer.Option(help="MLflow; by default MLFLOW_TRACKING_URI.")]
+TrackingUri = Annotated[str, typer.Option(help="MLflow; by default MLFLOW_TRACKING_URI, or that of the runs here.")]
 ModelName = Annotated[str, typer.Option("--name", help="The registered model.")]
 Alias = Annotated[str, typer.Option(help="The alias that says which version is in use.")]
 
@@ -56,6 +57,14 @@ def _later(verb: str, instead: str) -> NoReturn:
     sys.exit(2)
 
 
+def _mlflow(tracking_uri: str) -> str:
+    """Where MLflow is: as told, or what `vqa-grpo run` left in this folder."""
+    own = Path("runs/mlflow.db")
+    if tracking_uri or "MLFLOW_TRACKING_URI" in os.environ or not own.is_file():
+        return tracking_uri
+    return f"sqlite:///{own.absolute()}"
+
+
 def _say(result: Any, as_json: bool, text: str) -> None:
     print(json.dumps(result, sort_keys=True, allow_nan=False) if as_json else text)
 
@@ -78,6 +87,8 @@ def run(
     """Run the pipeline on this machine: resolve, validate, convert, train, evaluate, decide, register."""
     from vqa_grpo.cli.run import run as run_pipeline
 
+    if quick and config != "quickstart":
+        raise ConfigurationError(f"--quick is a configuration of its own: leave it out, or leave out --config {config}")
     name = "quick" if quick else config
     sys.exit(run_pipeline(name, settings or [], runs, storage, s3_port, run_id, verbose, as_json))
 
@@ -97,17 +108,9 @@ def plan(config: Config = "quickstart", settings: Settings = None, as_json: Json
 @app.command()
 def storage(runs: Annotated[Path, typer.Option(help="The folder that the runs used.")] = Path("runs")) -> None:
     """Serve the embedded S3 of earlier runs until Ctrl-C, to look at models and predictions."""
-    import time
+    from vqa_grpo.cli.run import serve_storage
 
-    from vqa_grpo.storage import embedded
-
-    with embedded.serve(runs.absolute() / "s3") as environment:
-        print(f"bucket s3://{embedded.BUCKET}; to reach it from another shell:")
-        for key, value in environment.items():
-            print(f"export {key}={value}")
-        sys.stdout.flush()
-        while True:
-            time.sleep(3600)
+    sys.exit(serve_storage(runs))
 
 
 # --- data -------------------------------------------------------------------------------------------------------
@@ -163,8 +166,6 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Write a data set as train, validation and test in the guide's schema."""
-    import os
-
     from vqa_grpo.data.convert import SplitRule
     from vqa_grpo.data.convert import convert as write
     from vqa_grpo.steps import open_source
@@ -239,7 +240,7 @@ def register(
     from vqa_grpo.storage import publish
 
     model = publish.get(uri)
-    done = registry.register(tracking_uri, name, alias, model.root, model.digest, "", {"model_uri": uri})
+    done = registry.register(_mlflow(tracking_uri), name, alias, model.root, model.digest, "", {"model_uri": uri})
     print(f"{done.name} version {done.version} is @{done.alias}")
 
 
@@ -248,7 +249,7 @@ def models(name: ModelName = "vqa-grpo", tracking_uri: TrackingUri = "", as_json
     """List the registered versions, newest first."""
     from vqa_grpo import registry
 
-    found = registry.models(tracking_uri, name)
+    found = registry.models(_mlflow(tracking_uri), name)
     lines = [
         f"{v['version']:>4} {','.join('@' + a for a in v['aliases']):<14} {v['digest'][:16]} {v['uri']}" for v in found
     ]
@@ -262,7 +263,7 @@ def promote(
     """Point the alias at a version."""
     from vqa_grpo import registry
 
-    print(f"{name} version {registry.promote(tracking_uri, name, alias, version).version} is @{alias}")
+    print(f"{name} version {registry.promote(_mlflow(tracking_uri), name, alias, version).version} is @{alias}")
 
 
 @app.command()
@@ -270,7 +271,7 @@ def rollback(name: ModelName = "vqa-grpo", alias: Alias = "champion", tracking_u
     """Point the alias back at the version it left last."""
     from vqa_grpo import registry
 
-    print(f"{name} version {registry.rollback(tracking_uri, name, alias).version} is @{alias} again")
+    print(f"{name} version {registry.rollback(_mlflow(tracking_uri), name, alias).version} is @{alias} again")
 
 
 # --- grading ----------------------------------------------------------------------------------------------------

@@ -31,26 +31,11 @@ def leash(token: str) -> Iterator[None]:
         keeper.wait()
 
 
-def kill_all(token: str) -> int:
-    """Kill every process with the token in its environment; returns how many there were."""
-    import psutil
-
-    killed = 0
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(TOKEN) == token:
-                process.kill()
-                killed += 1
-        except psutil.Error:
-            continue  # gone already, or not ours to look at
-    return killed
-
-
 def main() -> None:
-    token = sys.argv[1]
+    from vqa_grpo.jobs.processes import kill_marked
+
     sys.stdin.buffer.read()  # returns when the run's process is gone
-    while kill_all(token):  # a process may have forked while we looked
-        pass
+    kill_marked(TOKEN, sys.argv[1])
 
 
 if __name__ == "__main__":

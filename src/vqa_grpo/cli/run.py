@@ -58,11 +58,32 @@ def run(
         except KeyboardInterrupt:
             view.say("stopped; nothing is left running. The same command goes on from here.")
             return 130
+        if failure:  # said first: whatever broke the run may break the collecting too
+            view.complain(f"error: {failure['step']}: {failure['error']}; log: {folder / 'pipeline.log'}")
         summary = _collect(resolved, folder, runs)
     if failure:
-        view.complain(f"error: {failure['step']}: {failure['error']}; log: {folder / 'pipeline.log'}")
         return FailureReason(failure["reason"]).exit_code
     _say_summary(summary, runs, folder, storage, time.monotonic() - began, view, use_json)
+    return 0
+
+
+def serve_storage(runs: Path) -> int:
+    """Serve the embedded S3 of earlier runs until somebody stops it."""
+    runs = runs.absolute()
+    if not (runs / "s3").is_dir():
+        raise ConfigurationError(f"{runs} has no embedded S3: no run was made there, or it used --storage")
+    token = secrets.token_hex(8)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    with _only_one(runs), leash(token):
+        os.environ[TOKEN] = token
+        try:
+            with embedded.serve(runs / "s3") as environment:
+                print(f"bucket s3://{embedded.BUCKET}; to reach it from another shell:")
+                print("\n".join(f"export {key}={value}" for key, value in environment.items()), flush=True)
+                signal.pause()
+        except KeyboardInterrupt:
+            return 0
     return 0
 
 
@@ -137,12 +158,14 @@ def _check_writable(folder: Path) -> None:
 
 def _pipeline(resolved: steps.Resolved, folder: Path, view: View, verbose: bool) -> dict[str, str] | None:
     """Run the pipeline in a child process; returns what failed, or None."""
+    job = json.loads(resolved.config)["job"]
     parameters = {
         "config": resolved.config,
         "output_root": resolved.root,
         "run_id": resolved.run_id,
         "code": resolved.code,
-        "num_nodes": 0,  # leave the configuration as it is
+        "num_nodes": job["num_nodes"],
+        "gpus_per_node": job["gpus_per_node"],
     }
     command = [sys.executable, "-m", "vqa_grpo.pipelines.local", json.dumps(parameters), str(folder / "kfp")]
     child = subprocess.Popen(
@@ -167,6 +190,8 @@ def _follow(lines: IO[str], view: View, verbose: bool) -> dict[str, str] | None:
     in_executor_json = False
     for raw in lines:
         line = _ANSI.sub("", raw.rstrip())
+        # The executor's JSON ends at its closing brace, and surely where somebody else speaks.
+        in_executor_json = in_executor_json and line.startswith("    ") and not line.lstrip().startswith("@")
         if (report := read(line)) is not None:
             view.progress(report)
         elif (event := read_step(line)) is not None:

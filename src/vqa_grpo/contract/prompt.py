@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vqa_grpo.contract.failure import ConfigurationError
@@ -17,9 +17,13 @@ SHIPPED = Path(__file__).parent / "prompts"
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A checked template. `digest` goes into lineage, so that scores name the prompt they were made with."""
+    """A checked template. `digest` goes into lineage, so that scores name the prompt they were made with.
+
+    `name` is that of a shipped template, empty for any other.
+    """
 
     text: str
+    name: str = ""
 
     @property
     def digest(self) -> str:
@@ -44,7 +48,9 @@ def check(text: str, name: str) -> PromptTemplate:
 
 
 def load(name: str) -> PromptTemplate:
-    """Read a shipped template by name ("vqa", "short") or any template file by path."""
+    """Read a shipped template by name ("vqa", "short"), a template file by path, or take the text itself."""
+    if PLACEHOLDER in name:
+        return check(name, "given as text")
     try:
         shipped = SHIPPED / f"{name}.txt"
         text = (shipped if shipped.is_file() else Path(name)).read_text(encoding="utf-8")
@@ -53,4 +59,5 @@ def load(name: str) -> PromptTemplate:
         raise ConfigurationError(
             f"prompt template {name!r} cannot be read ({error}): give a file, or one of {names}"
         ) from None
-    return check(text, name)
+    template = check(text, name)
+    return replace(template, name=name) if shipped.is_file() else template

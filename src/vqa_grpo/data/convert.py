@@ -33,7 +33,7 @@ class ConvertedData:
     digest: str = ""
     splits: dict[str, int] = field(default_factory=dict)
     left_out: int = 0
-    moved_from_train: int = 0
+    dropped_as_held_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def convert(source: Source, rule: SplitRule, out: Path, limit: int = 0) -> Conve
                     continue
                 target = split if split in yields_to else rule.split_of(picture)
                 if picture in yields_to.get(split, to_both):
-                    result.moved_from_train += 1
+                    result.dropped_as_held_out += 1
                     continue
                 writers[target].add(record, picture)
         result.splits = {split: writers[split].rows for split in SPLITS}

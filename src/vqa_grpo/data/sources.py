@@ -91,7 +91,21 @@ def _load(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} holds no rows") from None
     except Exception as error:  # Arrow raises many kinds of error on a damaged file
         raise DataError(f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+    return _named_splits(dict(found), folder) if isinstance(found, datasets.DatasetDict) else {"train": found}
+
+
+def _named_splits(found: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The splits under our names; one that we cannot place is refused, since it may hold held-out rows."""
+    named = {_SPLIT_NAMES.get(name.lower(), ""): dataset for name, dataset in found.items()}
+    if "" in named or len(named) < len(found):
+        raise DataError(
+            f"{folder} has the splits {', '.join(found)}: name them train, validation and test, so that nobody "
+            "trains on what was held out"
+        )
+    return named
+
+
+_SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 
 
 def _fingerprint(folder: Path) -> str:

@@ -8,23 +8,9 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
+from vqa_grpo.config import Gate
 from vqa_grpo.evaluation.compare import Comparison
 from vqa_grpo.evaluation.score import Scores
-
-
-@dataclass(frozen=True)
-class GateRules:
-    """What a tuned model has to show.
-
-    `interval_above_zero` asks for a gain that is more than noise: the whole 95 % interval above zero.
-    `max_type_drop` is how far the accuracy of one question type may fall; a larger fall counts when it is more than
-    noise, that is, when its whole interval lies below zero.
-    """
-
-    min_format_rate: float = 0.95
-    min_accuracy_gain: float = 0.0
-    interval_above_zero: bool = True
-    max_type_drop: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,12 +19,14 @@ class Decision:
     reasons: list[str] = field(default_factory=list)
 
 
-def decide(base: Scores, tuned: Scores, comparison: Comparison, rules: GateRules | None = None) -> Decision:
+def decide(base: Scores, tuned: Scores, comparison: Comparison, rules: Gate | None = None) -> Decision:
     """Promote when every rule holds. A number that is missing, NaN or infinite holds the model; nothing raises.
 
+    `rules.interval_above_zero` asks for a gain that is more than noise: the whole 95 % interval above zero. A question
+    type may fall by `rules.max_type_drop`; a larger fall counts when its whole interval lies below zero.
     Each rule gives one sentence with its numbers. On "hold" the sentences of the broken rules come first.
     """
-    rules = rules or GateRules()
+    rules = rules or Gate()
     checks = [
         _same_questions(base, tuned, comparison),
         _format_rate(tuned, rules),
@@ -64,7 +52,7 @@ def _same_questions(base: Scores, tuned: Scores, comparison: Comparison) -> _Che
     return True, f"Both models answered the same {counts[0]:g} questions."
 
 
-def _format_rate(tuned: Scores, rules: GateRules) -> _Check:
+def _format_rate(tuned: Scores, rules: Gate) -> _Check:
     rate, least = _number(_read(tuned, "format_rate")), _number(rules.min_format_rate)
     if rate is None or least is None:
         return False, "The tuned model's format rate, or the least that is asked for, is missing or not a number."
@@ -73,7 +61,7 @@ def _format_rate(tuned: Scores, rules: GateRules) -> _Check:
     return True, f"The format rate of {_percent(rate)} reaches the {_percent(least)} asked for."
 
 
-def _accuracy_gain(base: Scores, tuned: Scores, comparison: Comparison, rules: GateRules) -> _Check:
+def _accuracy_gain(base: Scores, tuned: Scores, comparison: Comparison, rules: Gate) -> _Check:
     before, after = _number(_read(base, "accuracy")), _number(_read(tuned, "accuracy"))
     gain, least = _number(_read(comparison, "gain")), _number(rules.min_accuracy_gain)
     if before is None or after is None or gain is None or least is None:
@@ -95,7 +83,7 @@ def _interval(comparison: Comparison) -> _Check:
     return True, f"The 95 % interval of the gain, {_points(*bounds)}, is wholly above zero."
 
 
-def _types(comparison: Comparison, rules: GateRules) -> _Check:
+def _types(comparison: Comparison, rules: Gate) -> _Check:
     by_type, most = _read(comparison, "by_type"), _number(rules.max_type_drop)
     if not isinstance(by_type, Mapping) or not by_type or most is None:
         return False, "The gains of the question types, or the largest drop allowed, are missing or not numbers."

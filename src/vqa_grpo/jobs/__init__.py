@@ -15,8 +15,7 @@ def launch(spec: JobSpec, launcher: str = "auto") -> None:
 
     `launcher` is local, pytorchjob, or auto: a PyTorchJob inside a cluster, this machine elsewhere.
     """
-    if launcher == "auto":
-        launcher = "pytorchjob" if os.environ.get("KUBERNETES_SERVICE_HOST") else "local"
+    launcher = place(launcher)
     if launcher == "local":
         from vqa_grpo.jobs import local
 
@@ -27,6 +26,13 @@ def launch(spec: JobSpec, launcher: str = "auto") -> None:
         cluster.run(spec)
     else:
         raise ConfigurationError(f"job.launcher is {launcher!r}: use auto, local or pytorchjob")
+
+
+def place(launcher: str) -> str:
+    """Where `launcher` puts a job here: "auto" is decided by whether this is a pod."""
+    if launcher != "auto":
+        return launcher
+    return "pytorchjob" if os.environ.get("KUBERNETES_SERVICE_HOST") else "local"
 
 
 def render(spec: JobSpec) -> str:

@@ -14,16 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TextIO
 
-import psutil
-
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError
 from vqa_grpo.jobs import outcome
+from vqa_grpo.jobs.processes import kill_marked
 from vqa_grpo.jobs.spec import JobSpec
 
 GRACE_SECONDS = 45.0  # torchrun itself allows its workers 30
 _TAIL = 60  # lines kept for the verdict; torchrun's report is about 20
 _POLL_SECONDS = 0.1
-_KILL_SECONDS = 10.0  # a process that holds a GPU takes its time to die
 _MARK = "VQA_GRPO_JOB"
 
 
@@ -119,23 +117,8 @@ def _kill_all(process: subprocess.Popen[bytes], mark: str) -> None:
     """
     if process.poll() is None:
         process.kill()
-    give_up = time.monotonic() + _KILL_SECONDS
-    while time.monotonic() < give_up:  # again, for a process may have started another meanwhile
-        left = [p for p in psutil.process_iter() if _has_mark(p, mark)]
-        for survivor in left:
-            with suppress(psutil.Error):
-                survivor.kill()
-        if not left:
-            break
-        time.sleep(_POLL_SECONDS)
+    kill_marked(_MARK, mark)
     process.wait()
-
-
-def _has_mark(process: psutil.Process, mark: str) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == mark
-    except (psutil.Error, OSError):  # gone, or another user's
-        return False
 
 
 def _copy(source: IO[bytes] | None, name: str, tail: deque[str]) -> threading.Thread:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.jobs.outcome import CONTAINER
-from vqa_grpo.jobs.spec import JobSpec, run_label
+from vqa_grpo.jobs.spec import SETTINGS, JobSpec, run_label
 
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 RUN_LABEL = "vqa-grpo/run-id"
@@ -18,10 +18,7 @@ _TTL_SECONDS = 86_400  # a day to read the logs of a finished job
 _GRACE_SECONDS = 120  # for a last checkpoint
 
 # What pods inherit from the launcher: where things are, and how NCCL is to talk. No name here holds a secret.
-_INHERITED = re.compile(
-    r"AWS_(ENDPOINT_URL(_S3)?|REGION|DEFAULT_REGION)|MLFLOW_TRACKING_URI|HF_(ENDPOINT|HUB_OFFLINE)"
-    r"|HTTPS?_PROXY|NO_PROXY|(TORCH_)?NCCL_\w+"
-)
+_INHERITED = re.compile("|".join(SETTINGS) + r"|HTTPS?_PROXY|NO_PROXY|(TORCH_)?NCCL_\w+")
 _SECRET = re.compile(r"(^|_)(SECRET|TOKEN|PASSWORD|CREDENTIALS?|ACCESS_KEY|API_KEY|PRIVATE_KEY)(_|$)", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"//[^/@\s]+:[^/@\s]+@")
 

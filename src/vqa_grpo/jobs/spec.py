@@ -23,7 +23,15 @@ SECRETS: Mapping[str, str] = {
     "AWS_SECRET_ACCESS_KEY": "vqa-grpo-s3",
     "AWS_SESSION_TOKEN": "vqa-grpo-s3",
     "HF_TOKEN": "vqa-grpo-hf",
+    "MLFLOW_TRACKING_USERNAME": "vqa-grpo-mlflow",
+    "MLFLOW_TRACKING_PASSWORD": "vqa-grpo-mlflow",
 }
+# Plain variables that steps take from a ConfigMap, and training pods from the step that launches them.
+SETTINGS_MAP = "vqa-grpo"
+SETTINGS = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("MLFLOW_TRACKING_URI", "HF_ENDPOINT", "HF_HUB_OFFLINE"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,6 @@ class JobSpec:
             gpus_per_node=job.gpus_per_node,
             cpu=job.cpu,
             memory=job.memory,
-            namespace=job.namespace,
             timeout_seconds=job.timeout_seconds,
             **more,  # type: ignore[arg-type]
         )

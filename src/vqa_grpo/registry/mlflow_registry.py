@@ -30,11 +30,18 @@ class Registered:
     uri: str
 
 
+def is_configured(tracking_uri: str) -> bool:
+    """Whether anybody said where MLflow is. Its own default, a file in the current folder, dies with a pod."""
+    return bool(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+
+
 @contextmanager
 def _client(tracking_uri: str) -> Iterator[Any]:
     """An MLflow client; what MLflow raises comes out as one line that names the server."""
     # MLflow's own seven retries keep a person waiting for four minutes; a step of a pipeline is retried as a whole.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    if not is_configured(tracking_uri):
+        raise ConfigurationError("no MLflow is configured: set registry.tracking_uri or MLFLOW_TRACKING_URI")
     import mlflow
     from mlflow.exceptions import MlflowException
 

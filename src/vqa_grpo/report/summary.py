@@ -10,9 +10,10 @@ SCORES = ("n", "format_rate", "accuracy", "accuracy_ci", "accuracy_given_format"
 MODEL = ("name", "version", "alias", "digest", "uri")
 
 
-def summarise(run_id: str, status: str, results: Results, dataset: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What `summary.json` holds. A part is None when the run did not get that far."""
+def summarise(run_id: str, status: str, results: Results) -> dict[str, Any]:
+    """What `summary.json` holds, from the results by step. A part is None when the run did not get that far."""
     scores, decided, registered, train = (results.get(k) for k in ("evaluate", "decide", "register", "train"))
+    dataset = results.get("convert")
     summary: dict[str, Any] = {
         "run_id": run_id,
         "status": status,

@@ -128,7 +128,7 @@ def scratch(work: Path) -> Iterator[Path]:
 
 
 def fetch(uri: str, cache: Path) -> Path:
-    """A local folder with the files published at `uri`, every digest checked.
+    """A local folder with the files published at `uri`, every digest checked when they arrive.
 
     Files already on this machine's disk are used where they lie; others are downloaded once into `cache`, under
     their digest, so that processes can share them.

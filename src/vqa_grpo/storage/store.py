@@ -70,6 +70,7 @@ def open_store(uri: str) -> Store:
 # --- plain files ------------------------------------------------------------------------------------------------
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -129,7 +130,21 @@ class DiskStore:
                 os.link(staged, final)  # unlike a rename, a link never replaces what is there
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return self._create_in_place(final, data)
             return True
+
+    @staticmethod
+    def _create_in_place(final: Path, data: bytes) -> bool:
+        """On a file system without links (exFAT, SMB): as exclusive, but a reader may see the file half-written."""
+        try:
+            with final.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
 
     def upload(self, name: str, path: Path, sha256: str) -> None:
         with self._staged(name) as (staged, final):
@@ -178,9 +193,10 @@ def _client() -> Any:
         s3=style, retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=5, max_pool_connections=32
     )
     # A session of our own: boto3's shared one would keep the credentials that it found first.
-    session = boto3.Session(region_name=os.environ.get("AWS_REGION", "us-east-1"))
+    session = boto3.Session()
+    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
     try:
-        return session.client("s3", config=config)
+        return session.client("s3", config=config, region_name=region)
     except ValueError as error:
         raise ConfigurationError(f"AWS_ENDPOINT_URL: {error}; write it like http://host:port") from None
 

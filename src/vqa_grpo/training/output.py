@@ -75,11 +75,21 @@ def publish(uri: str, folder: Path, record: dict[str, Any]) -> None:
     metadata = {key: record[key] for key in ("kind", "model", "dataset", "steps", "prompt_digest", "versions")}
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=folder) as staging:
         for path in [*folder.iterdir(), *folder.glob("adapter/*")]:
-            if path.is_file() and path.name not in UNPUBLISHED:
+            if path.is_file() and _belongs(path):
                 target = Path(staging) / path.relative_to(folder)
                 target.parent.mkdir(exist_ok=True)
                 _link(path, target)
         publish_folder(uri, Path(staging), metadata)
+
+
+def _belongs(path: Path) -> bool:
+    """Whether a file is part of the model: not a pickle, not a debug log with gold answers, not an old run's shard."""
+    if path.name in UNPUBLISHED or "_debug" in path.name:
+        return False
+    index = path.with_name("model.safetensors.index.json")
+    if path.suffix == ".safetensors" and path.name.startswith("model") and index.is_file():
+        return path.name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    return True
 
 
 def _link(path: Path, target: Path) -> None:
