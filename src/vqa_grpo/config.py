@@ -54,6 +54,11 @@ class Model(Section):
 class Rewards(Section):
     functions: tuple[str, ...] = Field(("format", "accuracy"), description="format, accuracy, reasoning, or pkg.mod:fn")
     weights: tuple[float, ...] = Field((), description="one for each function; empty means 1 each")
+    combination: Literal["additive", "gated"] = Field(
+        "additive", description="gated pays reasoning only on top of a right answer"
+    )
+    format_mode: Literal["graded", "binary"] = Field("graded", description="part marks, or 1 for the exact form alone")
+    step_encoder: str = Field("", description="what compares reasoning steps; empty takes the default")
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Rewards:
@@ -63,6 +68,25 @@ class Rewards(Section):
             )
         if not self.functions:
             raise ValueError("functions is empty: name at least one reward")
+        return self
+
+
+class Judge(Section):
+    """A second opinion on free-text answers that the rules call wrong. Its API key stands in the environment only."""
+
+    enabled: bool = False
+    url: str = Field("http://localhost:11434/v1", description="any OpenAI-compatible URL; the default is Ollama's")
+    model: Annotated[str, Field(min_length=1)] = "llama3.2"
+    timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
+    max_retries: Annotated[int, Field(ge=0, le=10)] = 2
+    concurrency: Annotated[int, Field(ge=1, le=256)] = Field(4, description="questions at once, in each process")
+    cache_dir: str = Field("", description="folder of its verdicts; empty takes one in the user's cache")
+
+    @model_validator(mode="after")
+    def _no_password(self) -> Judge:
+        if re.search(r"//[^/@]*@", self.url):
+            # Without the value: a validation error is printed.
+            raise ValueError("url holds a password: put the API key into VQA_GRPO_JUDGE_API_KEY")
         return self
 
 
@@ -136,6 +160,7 @@ class RunConfig(Section):
     data: Data = Data()
     model: Model = Model()
     rewards: Rewards = Rewards()
+    judge: Judge = Judge()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
