@@ -49,7 +49,7 @@ def _accuracy(text: str, row: dict[str, Any]) -> float:
 
 def _reasoning(text: str, row: dict[str, Any]) -> float | None:
     references = row.get("reference_steps") or ()
-    score = match_f1(parse(text).steps, references)
+    score = match_f1(parse(text).steps, references, str(row.get("question") or ""))
     # None says "does not apply", which TRL leaves out; 0.0 would punish a model for a gap in the data.
     reward = None if score is None else score.f1
     debug_log.write("reasoning", text, {"Reference steps": list(references), "Match F1": reward})
