@@ -57,8 +57,12 @@ class Rewards(Section):
     combination: Literal["additive", "gated"] = Field(
         "additive", description="gated pays reasoning only on top of a right answer"
     )
-    format_mode: Literal["graded", "binary"] = Field("graded", description="part marks, or 1 for the exact form alone")
-    step_encoder: str = Field("", description="what compares reasoning steps; empty takes the default")
+    format_mode: Literal["graded", "binary"] = Field(
+        "graded", description="part marks, or 1 for the form whatever stands around it"
+    )
+    step_encoder: str = Field(
+        "", description="a sentence-transformers name or folder, or lexical; empty is the packaged one"
+    )
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Rewards:

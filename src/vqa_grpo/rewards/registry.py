@@ -11,6 +11,7 @@ from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.rewards.guard import guarded
 from vqa_grpo.rewards.settings import RewardSettings
 from vqa_grpo.rewards.vqa import NAMES, VQARewards
+from vqa_grpo.scoring import steps
 
 
 def load_rewards(names: Sequence[str], settings: RewardSettings | None = None) -> list[Callable[..., Any]]:
@@ -21,6 +22,9 @@ def load_rewards(names: Sequence[str], settings: RewardSettings | None = None) -
     """
     if not names:
         raise ConfigurationError(f"no reward function: give --reward_funcs at least one of {', '.join(NAMES)}")
+    settings = settings or RewardSettings()
+    if "reasoning" in names:
+        steps.check(*settings.step_match)  # else the first round would find out
     ours = VQARewards(settings).functions()
     rewards = [ours[name] if name in ours else _imported(name) for name in names]
     labels = [reward.__name__ for reward in rewards]

@@ -16,9 +16,10 @@ from vqa_grpo.contract.completion import Completion, parse
 from vqa_grpo.contract.record import offered
 from vqa_grpo.contract.verdict import Verdict
 from vqa_grpo.rewards.guard import text_of
+from vqa_grpo.rewards.settings import RewardSettings
 from vqa_grpo.scoring import judge
 from vqa_grpo.scoring.answer import grade
-from vqa_grpo.scoring.steps import StepScore, match_f1
+from vqa_grpo.scoring.steps import StepScore, match_many
 
 T = TypeVar("T")
 Either: TypeAlias = T | Exception
@@ -28,7 +29,14 @@ COLUMNS = ("answer", "choices", "options", "source", "question", "reference_step
 class Round:
     """The rows of one call, with everything that is known of them."""
 
-    def __init__(self, completions: Sequence[Any], columns: dict[str, Any], second_opinion: judge.Judge | None) -> None:
+    def __init__(
+        self,
+        completions: Sequence[Any],
+        columns: dict[str, Any],
+        settings: RewardSettings | None = None,
+        second_opinion: judge.Judge | None = None,
+    ) -> None:
+        self.settings = settings or RewardSettings()
         self.completions = completions
         self.columns = {name: columns[name] for name in COLUMNS if isinstance(columns.get(name), list)}
         self.texts = texts_of(completions)
@@ -59,9 +67,16 @@ class Round:
 
     @cached_property
     def matches(self) -> list[Either[StepScore | None]]:
-        """Each row's match with its reference steps; None where there are none."""
-        memo: dict[Hashable, Either[StepScore | None]] = {}
-        return [_once(memo, self._key(row), partial(self._match, row)) for row in range(len(self.texts))]
+        """Each row's match with its reference steps; None where there are none.
+
+        One call for the whole round, so that the encoder gets one batch. Raises what the encoder raises.
+        """
+        memo: dict[Hashable, Either[tuple[tuple[str, ...], tuple[str, ...], str]]] = {}
+        items = [_once(memo, self._key(row), partial(self._item, row)) for row in range(len(self.texts))]
+        usable = list(dict.fromkeys(item for item in items if not isinstance(item, Exception)))
+        mode, encoder = self.settings.step_match
+        scores = dict(zip(usable, match_many(usable, mode=mode, encoder=encoder), strict=True))
+        return [item if isinstance(item, Exception) else scores[item] for item in items]
 
     def golds(self, row: int) -> tuple[str, ...]:
         """Raises TypeError or ValueError for an answer column that holds no gold answer."""
@@ -72,8 +87,12 @@ class Round:
         return golds
 
     def references(self, row: int) -> tuple[str, ...]:
+        """Raises TypeError for a column that holds something else than texts."""
         steps = self.value("reference_steps", row) or ()
-        return (steps,) if isinstance(steps, str) else tuple(steps)
+        steps = (steps,) if isinstance(steps, str) else tuple(steps)
+        if not all(isinstance(step, str) for step in steps):
+            raise TypeError(f"reference_steps holds something else than texts: {steps!r:.200}")
+        return steps
 
     def question(self, row: int) -> str:
         return str(self.value("question", row) or "")
@@ -90,8 +109,8 @@ class Round:
         options = offered(self.value("choices", row), self.value("options", row))
         return grade(_no_exception(self.parsed[row]).answer, self.golds(row), options)
 
-    def _match(self, row: int) -> StepScore | None:
-        return match_f1(_no_exception(self.parsed[row]).steps, self.references(row))
+    def _item(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+        return _no_exception(self.parsed[row]).steps, self.references(row), self.question(row)
 
     def _judged(self, ruled: list[Either[Verdict]]) -> list[Either[Verdict]]:
         asked: dict[int, judge.Item] = {}

@@ -7,15 +7,18 @@ from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.scoring.judge import JudgeSettings
+from vqa_grpo.scoring.steps import Mode
 
 COMBINATIONS = ("additive", "gated")
 FORMATS = ("graded", "binary")
+LEXICAL = "lexical"
 
 
 @dataclass(frozen=True)
 class RewardSettings:
     """`combination`: additive pays each reward by itself; gated pays reasoning for a right answer only.
-    `format_reward`: graded gives part marks; binary gives 1 for exactly the prompt's contract and 0 otherwise.
+    `format_reward`: graded gives part marks; binary gives 1 for the prompt's object, whatever stands around it, else 0.
+    `step_encoder`: a sentence-transformers name or folder; empty is the default one, and "lexical" compares words.
     """
 
     combination: str = "additive"
@@ -30,6 +33,11 @@ class RewardSettings:
         ):
             if value not in known:
                 raise ConfigurationError(f"--{name} {value!r} is unknown: use {' or '.join(known)}")
+
+    @property
+    def step_match(self) -> tuple[Mode, str | None]:
+        """`mode` and `encoder` of `scoring.steps`."""
+        return ("lexical", None) if self.step_encoder == LEXICAL else ("semantic", self.step_encoder or None)
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> RewardSettings:

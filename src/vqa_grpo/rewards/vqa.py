@@ -1,6 +1,6 @@
 """The guide's three rewards: format, accuracy and reasoning.
 
->>> rewards = VQARewards().functions()
+>>> rewards = VQARewards(RewardSettings(step_encoder="lexical")).functions()
 >>> good = '{"reasoning_steps": ["A red circle is shown."], "answer": "red"}'
 >>> rewards["format"](prompts=["?"], completions=[good])
 [1.0]
@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vqa_grpo.contract.completion import Completion, Outcome
+from vqa_grpo.contract.completion import Outcome
 from vqa_grpo.contract.verdict import Verdict
 from vqa_grpo.rewards import debug_log
 from vqa_grpo.rewards.guard import Rewards, guarded, note_failure, report_failed
@@ -25,6 +25,10 @@ from vqa_grpo.rewards.settings import RewardSettings
 from vqa_grpo.scoring.judge import Judge
 
 NAMES = ("format", "accuracy", "reasoning")
+STEP_FIGURES = (
+    *("precision", "recall", "f1", "length_controlled"),
+    *("steps", "references", "duplicates", "echoes", "conflicts"),
+)
 COLUMN_WIDTH = 200  # of a text in TRL's table of completions, which every rank gathers
 
 
@@ -43,7 +47,7 @@ class VQARewards:
 
     def _rows(self, completions: list[Any], columns: dict[str, Any]) -> Round:
         if self._round is None or not self._round.serves(completions, columns):
-            self._round = Round(completions, columns, self.judge)
+            self._round = Round(completions, columns, self.settings, self.judge)
         return self._round
 
     def _format(self, prompts: list[Any], completions: list[Any], **columns: Any) -> Rewards:
@@ -54,7 +58,8 @@ class VQARewards:
                 rewards.append(0.0)
                 continue
             exact = completion.format_reward == 1.0
-            reward = float(exact) if self.settings.format_reward == "binary" else completion.format_reward
+            binary = self.settings.format_reward == "binary"
+            reward = completion.binary_format_reward if binary else completion.format_reward
             rewards.append(reward)
             problems = ", ".join(completion.reasons) or "none"
             debug_log.write(
@@ -128,14 +133,14 @@ class VQARewards:
                     "Match F1": getattr(match, "f1", None),
                     "Precision": getattr(match, "precision", None),
                     "Recall": getattr(match, "recall", None),
+                    "Conflicts": getattr(match, "conflicts", None),
                     "Reasoning reward": reward,
                 },
             )
         matches = [match for match in _scored("reasoning", rows.matches, columns) if match is not None]
         log = _Log(columns)
-        for name in ("precision", "recall", "f1"):
+        for name in STEP_FIGURES:
             log.metric(f"reasoning/{name}", [getattr(match, name) for match in matches])
-        log.metric("reasoning/steps", [len(c.steps) for c in rows.parsed if isinstance(c, Completion)])
         if gated:
             log.metric("reasoning/gate_open", [_right(verdict) for verdict in rows.verdicts])
         log.column("match_f1", [getattr(match, "f1", None) for match in rows.matches])

@@ -76,13 +76,17 @@ class VQAArguments:
     format_reward: str = field(
         default="graded",
         metadata={
-            "help": "'graded' gives part marks for a readable answer with something around it or beside it; 'binary' "
-            "gives 1 for exactly the prompt's JSON object and 0 for anything else.",
+            "help": "'graded' gives 1 for exactly the prompt's JSON object and part marks for something near it; "
+            "'binary' gives 1 for that object whatever stands around it, and 0 otherwise.",
             "choices": ["graded", "binary"],
         },
     )
     step_encoder: str = field(
-        default="", metadata={"help": "What compares reasoning steps; empty takes the default of vqa_grpo.scoring."}
+        default="",
+        metadata={
+            "help": "What compares reasoning steps: a sentence-transformers name or folder, or 'lexical' for words "
+            "alone; empty takes the packaged all-MiniLM-L6-v2."
+        },
     )
     use_judge: bool = field(
         default=False,
