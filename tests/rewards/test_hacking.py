@@ -52,14 +52,23 @@ def _rewards(combination: str) -> dict[str, Any]:
 
 def total(text: str, question: dict[str, Any], combination: str) -> float:
     """What TRL sums with its default weights, 1 for each reward."""
-    given = {"prompts": ["?"], "completions": [text], "question": [question["question"]], "answer": [question["gold"]]}
+    given: dict[str, Any] = {
+        "prompts": ["?"],
+        "completions": [text],
+        "question": [question["question"]],
+        "answer": [question["gold"]],
+    }
     given |= {
         "options": [question.get("options", [])],
         "reference_steps": [question["reference_steps"]],
         "source": [""],
     }
     rewards = _rewards(combination)
-    return float(sum(rewards[name](**given)[0] or 0.0 for name in NAMES))
+    failed: list[str] = []
+    given["log_metric"] = lambda name, value: failed.append(name) if name.endswith("/failed") else None
+    paid = float(sum(rewards[name](**given)[0] or 0.0 for name in NAMES))
+    assert not failed, "a strategy that breaks a reward would look like one that earns nothing"
+    return paid
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy["name"])

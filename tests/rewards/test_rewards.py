@@ -144,6 +144,27 @@ def test_equal_completions_of_different_questions_are_graded_each_by_its_own_gol
     assert call(PLAIN["accuracy"], *[completion("red")] * 3, **rows) == [1, 0, 1]
 
 
+def test_a_completion_that_breaks_the_match_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    match_many = rounds.match_many
+
+    def fragile(items: list[Any], **options: Any) -> Any:
+        if any("poison" in steps for steps, _, _ in items):
+            raise ValueError("poison")
+        return match_many(items, **options)
+
+    monkeypatch.setattr(rounds, "match_many", fragile)
+    poison, fine = completion(steps=["poison"]), completion()
+    assert call(PLAIN["reasoning"], fine, poison, fine, reference_steps=[STEPS] * 3) == [1.0, 0.0, 1.0]
+
+
+def test_a_match_that_works_for_no_row_gives_no_row_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "match_many", _raises)
+    metrics: dict[str, float] = {}
+    columns: dict[str, Any] = {"reference_steps": [STEPS] * 2, "log_metric": metrics.__setitem__}
+    assert call(PLAIN["reasoning"], completion(), completion("blue"), **columns) == [None, None]
+    assert metrics == {"rewards/reasoning/failed": 2.0}
+
+
 def test_the_rewards_report_what_they_are_made_of() -> None:
     metrics: dict[str, float] = {}
     extra: dict[str, list[Any]] = {}
@@ -185,7 +206,7 @@ def test_a_failing_row_costs_itself_only_is_counted_and_logged_once(caplog: pyte
     assert len([record for record in caplog.records if "accuracy failed" in record.message]) == 1
 
 
-def _raises(**columns: Any) -> list[float]:
+def _raises(*given: Any, **columns: Any) -> list[float]:
     raise RuntimeError("boom")
 
 

@@ -23,6 +23,7 @@ from vqa_grpo.scoring.steps import StepScore, match_many
 
 T = TypeVar("T")
 Either: TypeAlias = T | Exception
+StepItem: TypeAlias = tuple[tuple[str, ...], tuple[str, ...], str]
 COLUMNS = ("answer", "choices", "options", "source", "question", "reference_steps", "id")
 
 
@@ -69,13 +70,19 @@ class Round:
     def matches(self) -> list[Either[StepScore | None]]:
         """Each row's match with its reference steps; None where there are none.
 
-        One call for the whole round, so that the encoder gets one batch. Raises what the encoder raises.
+        One call for the whole round, so that the encoder gets one batch. Where that fails, each row is tried alone: if
+        one completion broke it, it costs nobody else their reward. Raises if no row can be matched, as without encoder.
         """
-        memo: dict[Hashable, Either[tuple[tuple[str, ...], tuple[str, ...], str]]] = {}
+        memo: dict[Hashable, Either[StepItem]] = {}
         items = [_once(memo, self._key(row), partial(self._item, row)) for row in range(len(self.texts))]
         usable = list(dict.fromkeys(item for item in items if not isinstance(item, Exception)))
-        mode, encoder = self.settings.step_match
-        scores = dict(zip(usable, match_many(usable, mode=mode, encoder=encoder), strict=True))
+        scores: dict[Any, Either[StepScore | None]]
+        try:
+            scores = dict(zip(usable, self._match(usable), strict=True))
+        except Exception:
+            scores = {item: _attempt(partial(self._match_one, item)) for item in usable}
+            if all(isinstance(score, Exception) for score in scores.values()):
+                raise
         return [item if isinstance(item, Exception) else scores[item] for item in items]
 
     def golds(self, row: int) -> tuple[str, ...]:
@@ -109,7 +116,14 @@ class Round:
         options = offered(self.value("choices", row), self.value("options", row))
         return grade(_no_exception(self.parsed[row]).answer, self.golds(row), options)
 
-    def _item(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    def _match(self, items: Sequence[StepItem]) -> list[StepScore | None]:
+        mode, encoder = self.settings.step_match
+        return match_many(items, mode=mode, encoder=encoder)
+
+    def _match_one(self, item: StepItem) -> StepScore | None:
+        return self._match([item])[0]
+
+    def _item(self, row: int) -> StepItem:
         return _no_exception(self.parsed[row]).steps, self.references(row), self.question(row)
 
     def _judged(self, ruled: list[Either[Verdict]]) -> list[Either[Verdict]]:
