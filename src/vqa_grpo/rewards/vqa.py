@@ -108,7 +108,7 @@ class VQARewards:
         if self.judge:
             for label in ("right", "wrong", "cached", "off_menu", "failed"):
                 log.metric(f"judge/{label}", [rows.judge_counts.get(label, 0)])
-        for name in ("gold_type", "rule", "explanation"):
+        for name in ("rule", "explanation"):
             log.column(name, [getattr(verdict, name, None) for verdict in rows.verdicts])
         return rewards
 
