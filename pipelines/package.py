@@ -28,6 +28,8 @@ def package(out: Path, steps_image: str, trainer_image: str) -> list[Path]:
         )
         done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise StepError(f"{module} does not compile: {done.stderr.strip().splitlines()[-1]}")
+            # A compiler that was killed leaves no last words.
+            words = done.stderr.strip() or f"the compiler ended with exit code {done.returncode}"
+            raise StepError(f"{module} does not compile: {words.splitlines()[-1]}")
         written.append(path)
     return written

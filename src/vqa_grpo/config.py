@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vqa_grpo.contract.failure import ConfigurationError
 
 SHIPPED = Path(__file__).parent / "configs"
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # PyYAML lets through what 2001-99-99 or 0b_ make Python raise
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -113,6 +114,19 @@ class Train(Section):
     deepspeed: str = Field("", description="zero1, zero2, zero3, zero3_offload, or a JSON file; empty for none")
     extra: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("extra")
+    @classmethod
+    def _json_only(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        """YAML knows dates, bytes and infinities, which a run's canonical JSON cannot hold."""
+        for key, value in extra.items():
+            try:
+                same = json.loads(json.dumps(value, allow_nan=False)) == value
+            except (ValueError, TypeError, RecursionError):
+                same = False
+            if not same:
+                raise ValueError(f"{key} is not plain JSON: give finite numbers, text, true or false, or lists of them")
+        return extra
+
 
 class Evaluate(Section):
     split: Literal["test", "validation"] = "test"
@@ -138,6 +152,15 @@ class Registry(Section):
     experiment: str = "vqa-grpo"
 
     @model_validator(mode="after")
+    def _names_that_mlflow_takes(self) -> Registry:
+        """MLflow itself would say so only when everything is trained."""
+        if re.search(r"[/:]", self.model_name) or ("'" in self.model_name and '"' in self.model_name):
+            raise ValueError(f"model_name {self.model_name!r} must not hold / or :, or both kinds of quotes")
+        if not re.fullmatch(r"[\w-]+", self.alias) or re.fullmatch(r"latest|v\d+", self.alias, re.IGNORECASE):
+            raise ValueError(f"alias {self.alias!r} must be letters, digits, - and _, and neither latest nor v1, v2, …")
+        return self
+
+    @model_validator(mode="after")
     def _no_password(self) -> Registry:
         if re.search(r"//[^/@]+:[^/@]+@", self.tracking_uri):
             raise ValueError("tracking_uri holds a password: use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
@@ -151,8 +174,8 @@ class Job(Section):
     num_nodes: Positive = 1
     gpus_per_node: NotNegative = Field(0, description="0 trains on CPU")
     processes_per_node: NotNegative = Field(0, description="0 means one for each GPU, or one on CPU")
-    cpu: str = "2"
-    memory: str = "6Gi"
+    cpu: Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")] = "2"
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?([kMGTP]|[KMGTP]i)?$")] = "6Gi"
     namespace: str = Field("", description="empty takes the pod's own")
     timeout_seconds: Positive = 172_800
 
@@ -170,6 +193,16 @@ class RunConfig(Section):
     gate: Gate = Gate()
     registry: Registry = Registry()
     job: Job = Job()
+
+    @model_validator(mode="after")
+    def _nothing_secret(self) -> RunConfig:
+        """Logs, storage and MLflow all show a run's configuration."""
+        for key in ("hub_token", "push_to_hub_token"):
+            if key in self.train.extra:
+                raise ValueError(f"train.extra.{key} is a secret, and configurations are shown: set HF_TOKEN instead")
+        if re.search(r'//[^/@\s"]+:[^/@\s"]+@', self.canonical()):
+            raise ValueError("a URL in it holds a password, and configurations are shown: use the environment")
+        return self
 
     def canonical(self) -> str:
         """The configuration as JSON with sorted keys: what lineage and content addresses are made from."""
@@ -193,31 +226,41 @@ def from_tree(tree: dict[str, Any], name: str) -> RunConfig:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         problems = "; ".join(_explain(problem) for problem in error.errors())
-        raise ConfigurationError(f"configuration {name}: {problems}") from None
+        shown = "text" if "\n" in name else name
+        raise ConfigurationError(f"configuration {shown}: {problems}") from None
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     if not name:
         return {}
+    if name in extended_by:
+        raise ConfigurationError(f"configuration {name!r} extends itself, by way of {' and '.join(extended_by)}")
     text = name
     if "\n" not in name and not name.lstrip().startswith("{"):
-        shipped = SHIPPED / f"{name}.yaml"
-        path = shipped if shipped.is_file() else Path(name)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            shipped = SHIPPED / f"{name}.yaml"
+            text = (shipped if shipped.is_file() else Path(name)).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:  # not UTF-8, or a name that no file can have
             names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
             raise ConfigurationError(
                 f"configuration {name!r} cannot be read ({error}); shipped ones: {names}"
             ) from None
     try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"configuration is not YAML: {' '.join(str(error).split())}") from None
+        tree = _value(text) or {}
+    except _NOT_YAML as error:
+        raise ConfigurationError(f"configuration is not YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(tree, dict):
         raise ConfigurationError("configuration must be a mapping of sections (data:, model:, train:, …)")
     base = tree.pop("extends", None)
-    return _merge(_read(str(base)), tree) if base else tree
+    return _merge(_read(str(base), (*extended_by, name)), tree) if base else tree
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON, YAML otherwise: YAML 1.1 takes 1e-5 for a text and cannot read an escaped emoji."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return yaml.safe_load(text)
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -233,11 +276,9 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     if not equals or not path.strip():
         raise ConfigurationError(f"setting {setting!r} is not of the form section.key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _value(text)
+    except _NOT_YAML:
         raise ConfigurationError(f"setting {setting!r}: the value is not YAML; quote it") from None
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        value = float(value)  # YAML 1.1 reads 1e-5 as text
     *sections, key = path.strip().split(".")
     for section in sections:
         tree = tree.setdefault(section, {})

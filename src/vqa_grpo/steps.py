@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from vqa_grpo.contract.failure import ConfigurationError, FailureReason, StepErr
 from vqa_grpo.contract.layout import key_of, step_uri
 from vqa_grpo.report.progress import announce, emit
 from vqa_grpo.storage import publish
-from vqa_grpo.storage.store import normalise, open_store
+from vqa_grpo.storage.store import explain_os_error, is_about_the_disk, normalise, open_store
 
 RESULT = "result.json"
 EASY_VQA = "builtin:easy-vqa"
@@ -44,14 +45,21 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except StepError as error:
-            announce(function.__name__, "failed", error=str(error), reason=str(error.reason))
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(error.reason.exit_code) from None
-        except Exception as error:  # a mistake of ours: the traceback goes to the log, one line to the person
+            raise SystemExit(_tell(function.__name__, error)) from None
+        except Exception as error:
+            if isinstance(error, OSError) and is_about_the_disk(error):
+                raise SystemExit(_tell(function.__name__, explain_os_error(error))) from None
+            # A mistake of ours: the traceback goes to the log, one line to the person.
             announce(function.__name__, "failed", error=_one_line(error), reason=str(FailureReason.INTERNAL))
             raise
 
     return run
+
+
+def _tell(step: str, error: StepError) -> int:
+    announce(step, "failed", error=str(error), reason=str(error.reason))
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return error.reason.exit_code
 
 
 def _one_line(error: BaseException) -> str:
@@ -85,6 +93,7 @@ def resolve(
     run = configuration.load(config, settings or [])
     if not root:
         raise ConfigurationError("no place to write to: give an output root, s3://bucket/prefix or a folder")
+    _check_run_id(run_id)
     prompts.load(run.model.prompt)
     source = open_source(run.data.source)
     code = code or code_digest()
@@ -92,6 +101,15 @@ def resolve(
     # Only what decides the converted data goes to the data steps, so that other settings do not undo their cache.
     data = json.dumps(run.data.model_dump(mode="json") | {"wants_steps": "reasoning" in run.rewards.functions})
     return Resolved(run.canonical(), data, run_id, normalise(root), source.fingerprint, code, source.rows)
+
+
+def _check_run_id(run_id: str) -> None:
+    """A run's name is a folder's name in storage, and text in a URI and in MLflow's filters."""
+    if run_id.startswith(".") or len(run_id) > 100 or re.search(r'[/\\"\x00-\x1f]', run_id):
+        raise ConfigurationError(
+            f"run id {run_id[:120]!r} cannot name a folder: leave out / \\ and double quotes, "
+            "a dot at its beginning, and what is beyond 100 characters"
+        )
 
 
 def code_digest() -> str:
@@ -420,7 +438,10 @@ def _held_out(run: RunConfig, dataset: Path) -> Any:
 
     from vqa_grpo.evaluation.predict import sample_rows
 
-    split = datasets.load_from_disk(str(dataset / run.evaluate.split))
+    folder = dataset / run.evaluate.split
+    if not (folder / "dataset_info.json").is_file():
+        raise ConfigurationError(f"{dataset} is not a converted data set: make one with `vqa-grpo convert SRC OUT`")
+    split = datasets.load_from_disk(str(folder))
     return sample_rows(split, run.evaluate.sample, run.evaluate.sample_seed)
 
 
@@ -512,6 +533,7 @@ def finish_run(run_id: str, root: str, status: str) -> dict[str, Any]:
     from vqa_grpo import jobs
     from vqa_grpo.report.summary import summarise
 
+    _check_run_id(run_id)
     announce("finish", "started")
     jobs.sweep(run_id)
     results = {step: _found(step_uri(root, run_id, step)) for step in ("train", "evaluate", "decide", "register")}

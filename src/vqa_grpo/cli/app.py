@@ -32,7 +32,7 @@ Alias = Annotated[str, typer.Option(help="The alias that says which version is i
 def main() -> None:
     """Run a verb; every error that a person can act on is one line and a non-zero exit code."""
     try:
-        app(standalone_mode=True)
+        app(prog_name="vqa-grpo")
     except StepError as error:
         _fail(str(error), error.reason)
     except KeyboardInterrupt:
@@ -70,7 +70,7 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="Prove the plumbing in three minutes.")] = False,
     runs: Annotated[Path, typer.Option(help="Where runs, logs, MLflow and the embedded S3 live.")] = Path("runs"),
     storage: Annotated[str, typer.Option(help="A folder or s3://… instead of the embedded S3.")] = "",
-    s3_port: Annotated[int, typer.Option(help="Port of the embedded S3; 0 takes a free one.")] = 0,
+    s3_port: Annotated[int, typer.Option(min=0, max=55535, help="Port of the embedded S3; 0 takes a free one.")] = 0,
     run_id: Annotated[str, typer.Option(help="Name of the run; by default made from what decides its result.")] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Keep Kubeflow's own lines in the log.")] = False,
     as_json: Json = False,
@@ -129,8 +129,10 @@ def resolve(config: Config = "quickstart", settings: Settings = None, as_json: J
 def validate(
     source: Annotated[str, typer.Argument(help="builtin:easy-vqa or a save_to_disk folder.")],
     out: Annotated[Path | None, typer.Option(help="A folder for report and quarantine.")] = None,
-    limit: Annotated[int, typer.Option(help="Only about this many rows of each split.")] = 0,
-    max_invalid_fraction: Annotated[float, typer.Option(help="More unusable rows than this fail.")] = 0.02,
+    limit: Annotated[int, typer.Option(min=0, help="Only about this many rows of each split.")] = 0,
+    max_invalid_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="More unusable rows than this fail.")
+    ] = 0.02,
     as_json: Json = False,
 ) -> None:
     """Check every row of a data set."""
@@ -152,9 +154,11 @@ def validate(
 def convert(
     source: Annotated[str, typer.Argument(help="builtin:easy-vqa or a save_to_disk folder.")],
     out: Annotated[Path, typer.Argument(help="A new folder for the converted data set.")],
-    limit: Annotated[int, typer.Option(help="Only about this many rows of each split.")] = 0,
-    validation: Annotated[float, typer.Option(help="Share of pictures for validation.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Share of pictures for test, if the source has no test split.")] = 0.1,
+    limit: Annotated[int, typer.Option(min=0, help="Only about this many rows of each split.")] = 0,
+    validation: Annotated[float, typer.Option(min=0, max=1, help="Share of pictures for validation.")] = 0.1,
+    test: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of pictures for test, if the source has no test split.")
+    ] = 0.1,
     seed: Annotated[int, typer.Option(help="Which pictures go where.")] = 0,
     as_json: Json = False,
 ) -> None:

@@ -28,12 +28,17 @@ from vqa_grpo.storage.store import explain_os_error, is_remote, normalise, open_
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _GRACE_SECONDS = 10
+_TAKEN = ("work", "cache", "s3", "latest", "mlflow.db")  # what lies beside the runs' own folders
 
 
 def run(
     config: str, settings: list[str], runs: Path, storage: str, s3_port: int, run_id: str, verbose: bool, use_json: bool
 ) -> int:
     """Run the pipeline and return the exit code. A run that was stopped goes on where it was."""
+    # Before anything is started or written. The embedded S3's address is known before it runs.
+    resolved = steps.resolve(config, settings, storage or f"s3://{embedded.BUCKET}", run_id)
+    if resolved.run_id in _TAKEN:
+        raise ConfigurationError(f"run id {run_id!r} is a folder of {runs} already: choose another name")
     runs = runs.absolute()
     token = secrets.token_hex(8)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
@@ -44,8 +49,7 @@ def run(
         environment = _environment(runs, token)
         # Steps, S3 and this process itself agree on the same variables.
         os.environ.update(environment)
-        root = _storage(stack, runs, storage, s3_port)
-        resolved = steps.resolve(config, settings, root, run_id)
+        _start_storage(stack, runs, storage, s3_port)
         folder = runs / resolved.run_id
         view = View(resolved.run_id, folder / "pipeline.log", quiet=use_json)
         began = time.monotonic()
@@ -56,8 +60,7 @@ def run(
             return 130
         summary = _collect(resolved, folder, runs)
     if failure:
-        view.say(f"error: {failure['step']}: {failure['error']}")
-        view.say(f"log: {folder / 'pipeline.log'}")
+        view.complain(f"error: {failure['step']}: {failure['error']}; log: {folder / 'pipeline.log'}")
         return FailureReason(failure["reason"]).exit_code
     _say_summary(summary, runs, folder, storage, time.monotonic() - began, view, use_json)
     return 0
@@ -114,15 +117,12 @@ def _environment(runs: Path, token: str) -> dict[str, str]:
     return own | {key: value for key, value in defaults.items() if key not in os.environ}
 
 
-def _storage(stack: ExitStack, runs: Path, storage: str, s3_port: int) -> str:
-    """The output root: plain files, an S3 of the user's, or one started here."""
-    if storage:
-        root = normalise(storage)
-        if not is_remote(root):
-            _check_writable(Path(root))
-        return root
-    os.environ.update(stack.enter_context(embedded.serve(runs / "s3", s3_port)))
-    return f"s3://{embedded.BUCKET}"
+def _start_storage(stack: ExitStack, runs: Path, storage: str, s3_port: int) -> None:
+    """The output root is plain files, an S3 of the user's, or one started here."""
+    if not storage:
+        os.environ.update(stack.enter_context(embedded.serve(runs / "s3", s3_port)))
+    elif not is_remote(normalise(storage)):
+        _check_writable(Path(normalise(storage)))
 
 
 def _check_writable(folder: Path) -> None:

@@ -43,6 +43,11 @@ class View:
         else:
             print(text, file=self._out, flush=True)
 
+    def complain(self, text: str) -> None:
+        """The last word on a run that failed, for the log and for standard error."""
+        self.log(text)
+        print(text, file=sys.stderr, flush=True)
+
     def log(self, line: str) -> None:
         self._log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
         self._log.flush()
@@ -105,7 +110,7 @@ def summary_text(
     lines = ["", f"{'':<28}{'base':>8}{'tuned':>8}{'blind':>8}"]
     lines.append(_row("accuracy", base["accuracy"], tuned["accuracy"], blind["accuracy"]))
     for name in sorted(tuned["by_type"]):
-        levels = (side["by_type"][name]["accuracy"] for side in (base, tuned))
+        levels = (side["by_type"].get(name, {}).get("accuracy") for side in (base, tuned))
         lines.append(_row(f"  {name}", *levels, blind["by_type"].get(name)))
     lines.append(_row("well-formed answers", base["format_rate"], tuned["format_rate"]))
     lines.append(_row("accuracy among well-formed", base["accuracy_given_format"], tuned["accuracy_given_format"]))

@@ -45,11 +45,10 @@ def check(text: str, name: str) -> PromptTemplate:
 
 def load(name: str) -> PromptTemplate:
     """Read a shipped template by name ("vqa", "short") or any template file by path."""
-    shipped = SHIPPED / f"{name}.txt"
-    path = shipped if shipped.is_file() else Path(name)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        shipped = SHIPPED / f"{name}.txt"
+        text = (shipped if shipped.is_file() else Path(name)).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # not UTF-8, or a name that no file can have
         names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.txt")))
         raise ConfigurationError(
             f"prompt template {name!r} cannot be read ({error}): give a file, or one of {names}"

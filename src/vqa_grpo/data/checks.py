@@ -55,6 +55,8 @@ def image_problem(data: bytes) -> Problem | None:
                         "image_aspect", f"{width}x{height}: one side is {MAX_ASPECT} times the other or more"
                     )
                 image.load()
+    except Image.DecompressionBombError as error:  # Pillow's own limit comes before ours where it is lower
+        return Problem("image_bomb", f"refused before decoding: {error}"[:200])
     except Exception as error:  # a hostile file can make PIL raise nearly anything
         return Problem("image_undecodable", f"the picture does not decode: {type(error).__name__} {error}"[:200])
     return None

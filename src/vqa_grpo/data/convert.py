@@ -1,7 +1,8 @@
 """Write a source as train, validation and test, in the guide's schema, with pictures' bytes untouched.
 
 Splits are by picture, so that none stands in two of them: a picture's own digest, mixed with the split seed,
-decides where it goes, whatever the order of rows. A picture of the source's test split is never trained on.
+decides where it goes, whatever the order of rows. A picture that the source itself holds out, for validation or
+for test, is never trained on, and one in its test split is in no other.
 """
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ def convert(source: Source, rule: SplitRule, out: Path, limit: int = 0) -> Conve
     """
     result = ConvertedData()
     judge = PictureJudge()
-    held_out = _pictures(source, "test", limit) if "test" in source.rows else set()
-    if held_out:
+    held_out = {split: _pictures(source, split, limit) for split in ("validation", "test") if split in source.rows}
+    # Test keeps all of its pictures, validation yields to test, and every other split to both.
+    yields_to = {"test": set[str](), "validation": held_out.get("test", set())}
+    to_both = set[str]().union(*held_out.values())
+    if held_out.get("test"):
         rule = SplitRule(rule.seed, rule.validation, 0.0)
     with _Writers(out) as writers, Meter("convert", _total(source, limit)) as meter:
         for split in source.rows:
@@ -68,8 +72,8 @@ def convert(source: Source, rule: SplitRule, out: Path, limit: int = 0) -> Conve
                 if any(problem.fatal for problem in problems(record, picture_problem, False)):
                     result.left_out += 1
                     continue
-                target = split if split in ("validation", "test") else rule.split_of(picture)
-                if split != "test" and picture in held_out:
+                target = split if split in yields_to else rule.split_of(picture)
+                if picture in yields_to.get(split, to_both):
                     result.moved_from_train += 1
                     continue
                 writers[target].add(record, picture)

@@ -42,10 +42,42 @@ def open_folder(path: str) -> Source:
                 f"{path} ({split}) lacks the column {', '.join(missing)}; it has {', '.join(dataset.column_names)}: "
                 "rename or add it before converting"
             )
+        _check_kinds(dataset, f"{path} ({split})")
     rows = {split: len(dataset) for split, dataset in splits.items()}
     if not sum(rows.values()):
         raise DataError(f"{path} holds no rows")
     return Source(path, _fingerprint(folder), rows, lambda split: _records(splits[split], split))
+
+
+def _check_kinds(dataset: Any, name: str) -> None:
+    """Refuse a column of another kind: text where a list belongs would be taken apart into letters."""
+    for column, kind in dataset.features.items():
+        expected = _EXPECTED.get(column)
+        if expected and not _is_kind(kind, expected):
+            raise DataError(f"the column {column} of {name} holds {kind}, not {expected}: convert it before saving")
+
+
+_EXPECTED = {
+    "image": "pictures",
+    "question": "text",
+    "answer": "text",
+    "source": "text",
+    "reference_steps": "lists of text",
+    "choices": "lists of text",
+    "options": "lists of text",
+}
+
+
+def _is_kind(kind: Any, expected: str) -> bool:
+    import datasets
+
+    dtype = getattr(kind, "dtype", None) if isinstance(kind, datasets.Value) else None
+    if expected == "pictures":
+        return isinstance(kind, datasets.Image) or dtype in ("string", "binary", "large_string", "large_binary", "null")
+    if expected == "lists of text":
+        inner = getattr(kind, "feature", None)  # a list that is empty in every row has items of no kind
+        return dtype == "null" or (inner is not None and _is_kind(inner, "text"))
+    return dtype in ("string", "large_string", "null")
 
 
 def _load(folder: Path) -> dict[str, Any]:
@@ -55,6 +87,8 @@ def _load(folder: Path) -> dict[str, Any]:
         found = datasets.load_from_disk(str(folder))
     except FileNotFoundError:
         raise ConfigurationError(f"data.source {str(folder)!r} was not made by datasets.save_to_disk") from None
+    except IndexError:  # what datasets says of a data set saved without a single row
+        raise DataError(f"{folder} holds no rows") from None
     except Exception as error:  # Arrow raises many kinds of error on a damaged file
         raise DataError(f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
     return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}

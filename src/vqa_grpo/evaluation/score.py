@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_grpo.contract.completion import Outcome
+from vqa_grpo.contract.failure import DataError
 from vqa_grpo.contract.record import offered, question_text
 from vqa_grpo.contract.verdict import prediction_schema
 from vqa_grpo.evaluation.predict import question_type
@@ -88,11 +89,16 @@ def score(predictions: Path | str | pa.Table) -> Scores:
 
 def read_predictions(predictions: Path | str | pa.Table, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows of a prediction file or table as dictionaries; without `columns`, those that numbers are made from."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = columns or ["id", "type", "outcome", "answer", "correct", "completion_tokens", "reasoning_f1", "gold"]
     if isinstance(predictions, Path | str):
-        return pq.read_table(predictions, columns=columns, schema=prediction_schema()).to_pylist()
+        try:
+            return pq.read_table(predictions, columns=columns, schema=prediction_schema()).to_pylist()
+        except pa.ArrowInvalid as error:
+            why = " ".join(str(error).split())[:200]
+            raise DataError(f"{predictions} is not a prediction file of `vqa-grpo evaluate`: {why}") from error
     return predictions.select(columns).to_pylist()
 
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 
-def install() -> None:
-    """Drop the video processor from processors' parts. Does nothing where torchvision is there, or twice."""
+def install(saved: bool = True) -> None:
+    """Drop the video processor from processors' parts; calling it twice does no harm.
+
+    Where torchvision is there, only a processor that was saved (or is built) without a video part needs this:
+    `saved` says whether there is a video part to load.
+    """
     from transformers.processing_utils import ProcessorMixin
     from transformers.utils import is_torchvision_available
 
     mixin: Any = ProcessorMixin
-    if is_torchvision_available() or getattr(mixin, "video_processor", 0) is None:
+    if (saved and is_torchvision_available()) or getattr(mixin, "video_processor", 0) is None:
         return
     parts = mixin.get_attributes.__func__
 

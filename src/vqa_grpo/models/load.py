@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from vqa_grpo.models import image_only
@@ -9,7 +11,7 @@ from vqa_grpo.models import image_only
 
 def load_processor(path: str, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:
     """The processor with left padding, as generation needs it; pixel bounds apply where the family has them."""
-    image_only.install()
+    image_only.install(saved=not _is_image_only(Path(path)))
     from transformers import AutoProcessor
 
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
@@ -24,3 +26,12 @@ def load_model(path: str, dtype: Any = "float32", **options: Any) -> Any:
     from transformers import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+
+
+def _is_image_only(folder: Path) -> bool:
+    """Whether a local folder's processor was saved without a video part, as the embedded model's is."""
+    try:
+        saved = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "video_processor" not in saved and not (folder / "video_preprocessor_config.json").is_file()

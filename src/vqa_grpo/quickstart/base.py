@@ -24,8 +24,9 @@ def build_base(
     """Train the base model on `rows` and save it, with its processor, into the folder `out`.
 
     `rows` are easy-VQA's train rows without the validation split, reference steps included. The same
-    arguments give the same weights on the same kind of machine. `progress(stage, done, total)` is called after
-    every step. Returns figures about the build; the losses are training losses, nothing is validated here.
+    arguments give the same weights on the same kind of machine; another number of threads rounds differently.
+    `progress(stage, done, total)` is called after every step. Returns figures about the build; the losses are
+    training losses, nothing is validated here.
     """
     from vqa_grpo.quickstart.tiny_model import build_model, build_processor, train_tokenizer
     from vqa_grpo.quickstart.warm_start import WarmStart

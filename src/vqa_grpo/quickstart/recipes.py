@@ -35,7 +35,7 @@ class Recipe:
 
 
 RECIPES = {
-    # Sees colours and shapes; greedy answers about half in JSON. A few CPU minutes.
+    # Sees colours and shapes; writes JSON for about half of the questions. Under three CPU minutes.
     "full": Recipe(
         vision_steps=800,
         vision_batch=128,
@@ -48,7 +48,7 @@ RECIPES = {
         answer_rate=2e-3,
         tower_rate=0.2,
     ),
-    # Sees colours at best: enough to show that GRPO turns prose into JSON.
+    # Sees colours at best: enough to show that GRPO turns prose into JSON. Under one CPU minute.
     "quick": Recipe(
         vision_steps=150,
         vision_batch=64,
@@ -62,7 +62,7 @@ RECIPES = {
         tower_rate=1.0,
         json_share=0.9,  # a starker habit is learned sooner
     ),
-    # Loads and generates, and knows nothing: for tests of the plumbing.
+    # Loads and generates, and knows nothing: for tests of the plumbing. Two CPU seconds beside the imports.
     "micro": Recipe(
         vision_steps=2,
         vision_batch=8,

@@ -82,7 +82,7 @@ def _corpus(rows: Sequence[Record], prompt: PromptTemplate, recipe: Recipe, seed
 
 def build_processor(tokenizer: Any) -> Any:
     """The image-only Qwen2.5-VL processor: its pixel side works on PIL and numpy, without torchvision."""
-    image_only.install()
+    image_only.install(saved=False)
     from transformers import Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 

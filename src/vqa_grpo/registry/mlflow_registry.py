@@ -2,11 +2,13 @@
 
 A version is registered by reference: its source is the published model folder, nothing is uploaded again. It is
 keyed on the folder's digest, so that a retried step finds its own version instead of making a second one. An
-alias promotes; the version an alias pointed to before is kept in a tag, so that `rollback` knows the way.
+alias promotes; the version that it pointed to before is kept in a tag of its own, so that `rollback` knows the way.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from vqa_grpo.contract.failure import ConfigurationError, RetryError
 
 RUN_TAG = "vqa_grpo.run_id"
 DIGEST_TAG = "digest"
-PREVIOUS_TAG = "vqa_grpo.previous_version"
+PREVIOUS_TAG = "vqa_grpo.previous_version"  # followed by a dot and the alias: each goes its own way
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Registered:
 @contextmanager
 def _client(tracking_uri: str) -> Iterator[Any]:
     """An MLflow client; what MLflow raises comes out as one line that names the server."""
+    # MLflow's own seven retries keep a person waiting for four minutes; a step of a pipeline is retried as a whole.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -60,7 +64,7 @@ def record_run(
         found = client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else client.create_experiment(experiment)
         known = client.search_runs(
-            [experiment_id], f"tags.`{RUN_TAG}` = '{run_id}' and status = 'FINISHED'", max_results=1
+            [experiment_id], f"tags.`{RUN_TAG}` = {_literal(run_id)} and status = 'FINISHED'", max_results=1
         )
         if known:
             return known[0].info.run_id
@@ -68,7 +72,7 @@ def record_run(
         for key, value in params.items():
             client.log_param(run.info.run_id, key, value[:6000])
         for key, number in metrics.items():
-            client.log_metric(run.info.run_id, key, number)
+            client.log_metric(run.info.run_id, metric_name(key), number)
         # Marked finished last: a run that was killed half-way stays RUNNING and is written anew.
         client.set_terminated(run.info.run_id, "FINISHED")
         return run.info.run_id
@@ -82,8 +86,9 @@ def register(
     Returns the version that already carries `digest` where there is one.
     """
     with _client(tracking_uri) as client:
+        same = f"name = {_literal(name)} and tags.`{DIGEST_TAG}` = {_literal(digest)}"
         _ensure_model(client, name)
-        known = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'", max_results=1)
+        known = client.search_model_versions(same, max_results=1)
         if known:
             version = known[0]
         else:
@@ -97,7 +102,7 @@ def models(tracking_uri: str, name: str) -> list[dict[str, Any]]:
     """The versions of a model, newest first, with their aliases, digests and sources; empty for no such model."""
     with _client(tracking_uri) as client:
         aliases = _aliases(client, name)
-        versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version))
+        versions = sorted(client.search_model_versions(f"name = {_literal(name)}"), key=lambda v: -int(v.version))
         return [
             {
                 "version": str(v.version),
@@ -123,12 +128,30 @@ def rollback(tracking_uri: str, name: str, alias: str) -> Registered:
         current = _aliases(client, name).get(alias)
         if current is None:
             raise ConfigurationError(f"model {name} has no alias {alias}: nothing to roll back")
-        previous = client.get_model_version(name, str(current)).tags.get(PREVIOUS_TAG)
+        previous = client.get_model_version(name, str(current)).tags.get(f"{PREVIOUS_TAG}.{alias}")
         if not previous:
             raise ConfigurationError(f"{name}@{alias} is version {current} and was never another one")
         target = client.get_model_version(name, previous)
         client.set_registered_model_alias(name, alias, previous)
         return Registered(name, previous, alias, target.tags.get(DIGEST_TAG, ""), target.source)
+
+
+def metric_name(name: str) -> str:
+    """A metric's name as MLflow takes it: a question type may hold any character.
+
+    >>> metric_name("by_type/ChartQA (human)//accuracy")
+    'by_type/ChartQA _human_/accuracy'
+    """
+    parts = (re.sub(r"[^\w\-. :]", "_", part) for part in name[:250].split("/"))
+    return "/".join(part for part in parts if part.strip(".")).lstrip(".") or "_"
+
+
+def _literal(text: str) -> str:
+    """A text inside an MLflow filter. Filters know two kinds of quotes and no escapes."""
+    quote = '"' if "'" in text else "'"
+    if quote in text or "\\" in text:
+        raise ConfigurationError(f"MLflow cannot search for {text!r}: leave out backslashes and one kind of quotes")
+    return f"{quote}{text}{quote}"
 
 
 def _ensure_model(client: Any, name: str) -> None:
@@ -147,7 +170,7 @@ def _point(client: Any, name: str, alias: str, version: str) -> None:
     if str(current) == version:
         return
     if current is not None:
-        client.set_model_version_tag(name, version, PREVIOUS_TAG, str(current))
+        client.set_model_version_tag(name, version, f"{PREVIOUS_TAG}.{alias}", str(current))
     client.set_registered_model_alias(name, alias, version)
 
 

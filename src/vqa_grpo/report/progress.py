@@ -33,7 +33,7 @@ def read(line: str) -> dict[str, Any] | None:
         return None
     try:
         report = json.loads(line.lstrip()[len(PREFIX) :])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return report if isinstance(report, dict) and {"task", "done", "total"} <= set(report) else None
 
@@ -127,6 +127,6 @@ def read_step(line: str) -> dict[str, Any] | None:
         return None
     try:
         event = json.loads(line.lstrip()[len(STEP_PREFIX) :])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) and {"step", "event"} <= set(event) else None

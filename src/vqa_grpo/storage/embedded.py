@@ -102,11 +102,13 @@ def _is_free(port: int) -> bool:
 
 
 def _keys(path: Path) -> tuple[str, str]:
-    if not path.exists():
+    words = path.read_text().split() if path.exists() else []
+    if len(words) != 2:  # no file yet, or one whose writer was killed
+        words = [secrets.token_hex(8), secrets.token_hex(20)]
+        path.unlink(missing_ok=True)
         path.touch(mode=0o600)
-        path.write_text(f"{secrets.token_hex(8)}\n{secrets.token_hex(20)}\n")
-    key, secret = path.read_text().split()
-    return key, secret
+        path.write_text("\n".join(words) + "\n")
+    return words[0], words[1]
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], endpoint: str, folder: Path) -> None:

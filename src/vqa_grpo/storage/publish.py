@@ -50,14 +50,21 @@ def find(uri: str) -> Published | None:
     try:
         ready = json.loads(ready_bytes)
         attempt, expected = ready["attempt"], ready["manifest_sha256"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{store.uri}/{READY} is not one of ours or damaged: publish to another place") from None
     manifest_bytes = store.read(f"{attempt}/{MANIFEST}")
     if manifest_bytes is None or hashlib.sha256(manifest_bytes).hexdigest() != expected:
         raise DataError(f"{store.uri}/{attempt}/{MANIFEST} is missing or not what {READY} promises: do not trust it")
-    manifest = json.loads(manifest_bytes)
-    root = f"{store.uri}/{attempt}"
-    return Published(store.uri, root, manifest["digest"], manifest["files"], manifest["metadata"])
+    try:
+        manifest = json.loads(manifest_bytes)
+        digest, files, metadata = manifest["digest"], manifest["files"], manifest["metadata"]
+        # The digest names a folder in the cache: it must be the files' own, whatever the manifest says.
+        trusted = digest == digest_of(files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        trusted = False
+    if not trusted:
+        raise DataError(f"{store.uri}/{attempt}/{MANIFEST} is not one of ours or damaged: do not trust it")
+    return Published(store.uri, f"{store.uri}/{attempt}", digest, files, metadata)
 
 
 def get(uri: str) -> Published:
@@ -90,9 +97,12 @@ def publish_folder(uri: str, folder: Path, metadata: dict[str, Any] | None = Non
     data = json.dumps(manifest, indent=1, sort_keys=True).encode()
     store.write(f"{attempt}/{MANIFEST}", data)
     ready = {"attempt": attempt, "manifest_sha256": hashlib.sha256(data).hexdigest()}
-    if not store.create(READY, json.dumps(ready).encode()):
+    first = store.create(READY, json.dumps(ready).encode())
+    published = get(uri)
+    # A request that S3 fulfilled but whose answer was lost is sent again, and then finds its own READY there.
+    if not first and published.root != f"{store.uri}/{attempt}":
         store.delete(f"{attempt}/")
-    return get(uri)
+    return published
 
 
 def publish(uri: str, build: Callable[[Path], dict[str, Any]], work: Path) -> Published:
@@ -161,6 +171,8 @@ def looks_published(name: str) -> bool:
 
 def describe(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below `folder`, by relative name."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: nothing to publish")
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():

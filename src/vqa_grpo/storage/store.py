@@ -51,10 +51,8 @@ class Store(Protocol):
 
 def normalise(uri: str) -> str:
     """`file://` becomes a path, `minio://` becomes `s3://`, a path becomes absolute; no slash at the end."""
-    if uri.startswith("minio://"):
-        uri = "s3://" + uri.removeprefix("minio://")
     if is_remote(uri):
-        return uri.rstrip("/")
+        return "s3://" + uri.partition("://")[2].rstrip("/")
     if "://" in uri and not uri.startswith("file://"):
         raise ConfigurationError(f"storage {uri!r}: only s3://bucket/prefix and plain paths are understood")
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
@@ -71,15 +69,29 @@ def open_store(uri: str) -> Store:
 
 # --- plain files ------------------------------------------------------------------------------------------------
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 def explain_os_error(error: OSError) -> StepError:
-    """One line that names the file and what to do about it."""
-    name = error.filename or "the disk"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RetryError(f"disk full while writing {name}: free some space, or choose another place with --storage")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ConfigurationError(f"no permission to write {name}: choose a place you own, or mend its mode")
-    return RetryError(f"{name}: {error.strerror or error}")
+    """One line that names the file, where the system did, and what to do about it."""
+    name = error.filename2 or error.filename  # a copy that fails names its source first
+    if error.errno in _FULL:
+        return RetryError(
+            f"disk full while writing {name or 'a file'}: free some space, or choose another place with --storage"
+        )
+    if error.errno in _FORBIDDEN:
+        return ConfigurationError(f"no permission to write {name or error}: choose a place you own, or mend its mode")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return ConfigurationError(f"{name}: a file stands where a folder must be, or the reverse: choose another place")
+    if isinstance(error, FileNotFoundError):
+        return ConfigurationError(f"{name}: {error.strerror}" if name else f"not found: {error}")
+    return RetryError(f"{name}: {error.strerror}" if name else str(error))
+
+
+def is_about_the_disk(error: BaseException) -> bool:
+    """Whether a person can mend this with space or a mode, whatever the code was doing."""
+    return isinstance(error, OSError) and error.errno in (*_FULL, *_FORBIDDEN)
 
 
 @contextmanager
@@ -165,13 +177,24 @@ def _client() -> Any:
     config = Config(
         s3=style, retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=5, max_pool_connections=32
     )
-    return boto3.client("s3", config=config, region_name=os.environ.get("AWS_REGION", "us-east-1"))
+    # A session of our own: boto3's shared one would keep the credentials that it found first.
+    session = boto3.Session(region_name=os.environ.get("AWS_REGION", "us-east-1"))
+    try:
+        return session.client("s3", config=config)
+    except ValueError as error:
+        raise ConfigurationError(f"AWS_ENDPOINT_URL: {error}; write it like http://host:port") from None
 
 
 @contextmanager
 def _s3_errors(what: str) -> Iterator[None]:
     from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        ParamValidationError,
+        PartialCredentialsError,
+    )
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
     try:
@@ -182,7 +205,11 @@ def _s3_errors(what: str) -> Iterator[None]:
         ) from None
     except ClientError as error:
         raise _explain_client_error(error, what, endpoint) from error
+    except ParamValidationError as error:
+        raise ConfigurationError(f"storage {what}: {' '.join(str(error).split())[:200]}") from None
     except (BotoCoreError, Boto3Error) as error:
+        if isinstance(error.__context__, ClientError):  # a failed upload is wrapped; the answer of S3 says more
+            raise _explain_client_error(error.__context__, what, endpoint) from error
         raise RetryError(f"S3 at {endpoint} failed on {what}: {error}; is AWS_ENDPOINT_URL right?") from error
 
 
@@ -236,12 +263,12 @@ class S3Store:
 
     def upload(self, name: str, path: Path, sha256: str) -> None:
         # The server checks each part against a SHA-256 that boto3 sends along.
-        with _s3_errors(f"{self.uri}/{name}"):
+        with _disk_errors(), _s3_errors(f"{self.uri}/{name}"):
             extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}}
             _client().upload_file(str(path), self._bucket, self._key(name), ExtraArgs=extra)
 
     def download(self, name: str, path: Path) -> None:
-        with _s3_errors(f"{self.uri}/{name}"):
+        with _disk_errors(), _s3_errors(f"{self.uri}/{name}"):
             _client().download_file(self._bucket, self._key(name), str(path))
 
     def entries(self, prefix: str = "") -> list[Entry]:

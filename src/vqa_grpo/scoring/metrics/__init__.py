@@ -13,22 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vqa_grpo.contract.verdict import Verdict
-from vqa_grpo.scoring.metrics.anls import anls, anls_star
-from vqa_grpo.scoring.metrics.chartqa import chartqa
-from vqa_grpo.scoring.metrics.crystal import crystal
-from vqa_grpo.scoring.metrics.math_equivalence import math
-from vqa_grpo.scoring.metrics.mmmu import mmmu
-from vqa_grpo.scoring.metrics.vqa_soft import textvqa, vqa_soft
+from vqa_grpo.scoring.metrics import anls, chartqa, crystal, math_equivalence, mmmu, vqa_soft
 
 METRICS: dict[str, Callable[[str | None, Sequence[str], Sequence[str]], Verdict]] = {
-    "vqa_soft": vqa_soft,
-    "textvqa": textvqa,
-    "anls": anls,
-    "anls_star": anls_star,
-    "chartqa": chartqa,
-    "mmmu": mmmu,
-    "math": math,
-    "crystal": crystal,
+    "vqa_soft": vqa_soft.vqa_soft,
+    "textvqa": vqa_soft.textvqa,
+    "anls": anls.anls,
+    "anls_star": anls.anls_star,
+    "chartqa": chartqa.chartqa,
+    "mmmu": mmmu.mmmu,
+    "math": math_equivalence.math,
+    "crystal": crystal.crystal,
 }
 
 METRIC_OF_SOURCE: dict[str, str] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import selectors
 import subprocess
 import sys
@@ -137,14 +138,17 @@ def missing() -> str:
     return ""
 
 
-def as_latex(text: str) -> str:
-    """Bare LaTeX put between dollar signs, which math-verify looks for; all other text as it stands.
+_PROSE = re.compile(r"(?:^|\s)[A-Za-z]{2,}(?=\s|$)")
 
-    >>> as_latex(r"\\\\frac{1}{2}"), as_latex("1/2")
-    ('$\\\\\\\\frac{1}{2}$', '1/2')
+
+def as_latex(text: str) -> str:
+    r"""Bare LaTeX put between dollar signs, without which math-verify reads 2^{10} as 2; all else as it stands.
+
+    >>> as_latex(r"\sqrt{4}"), as_latex(r"the side is \sqrt{4}"), as_latex("1/2")
+    ('$\\sqrt{4}$', 'the side is \\sqrt{4}', '1/2')
     """
     bare = any(mark in text for mark in "\\^{") and not any(mark in text for mark in ("$", "\\(", "\\[", "\\boxed"))
-    return f"${text}$" if bare else text
+    return f"${text}$" if bare and not _PROSE.search(text) else text
 
 
 def _plain(text: str) -> str:

@@ -1,0 +1,282 @@
+"""The verbs: what they answer, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+WHOLE_RUN = ["run", "plan", "storage"]
+DATA = ["resolve", "validate", "convert", "inspect"]
+MODELS = ["train", "evaluate", "compare", "register", "models", "promote", "rollback"]
+GRADING = ["grade", "parse", "score-steps"]
+CLUSTER = ["compile", "render-job", "submit", "schedule"]
+VERBS = [*WHOLE_RUN, *DATA, *MODELS, *GRADING, *CLUSTER, "doctor"]
+LATER = ["inspect x", "submit", "schedule"]
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_verb_and_loads_nothing_heavy():
+    code = (
+        "import sys; from vqa_grpo.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sorted({'torch', 'transformers', 'kfp', 'mlflow', 'datasets', 'boto3'} & set(sys.modules)),"
+        " file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == ""
+    for verb in VERBS:
+        assert f"\n  {verb} " in done.stdout, verb
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "train"])  # train's help is TRL's, and slow
+def test_every_verb_explains_itself(cli, verb):
+    code, out, err = cli(verb, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: vqa-grpo {verb}")
+
+
+def test_without_a_verb_there_is_help(cli):
+    _, out, err = cli()
+    assert "Commands:" in out + err
+
+
+@pytest.mark.parametrize("command", LATER)
+def test_a_verb_that_is_not_there_yet_says_so_and_what_to_do_instead(refused, command):
+    assert "is not in this version yet; " in refused(2, *command.split())
+
+
+# --- answers for programs -------------------------------------------------------------------------------------------
+
+
+def answer(cli, *arguments: object) -> dict:
+    code, out, err = cli(*arguments, "--json")
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+    return json.loads(out)
+
+
+def test_grading_for_programs(cli):
+    verdict = answer(cli, "grade", "--gold", "red", "--prediction", "Red.")
+    assert set(verdict) == {"correct", "reward", "gold_type", "rule", "explanation"}
+    assert verdict["correct"] is True
+    options = ("--option", "red", "--option", "it's blue")
+    assert answer(cli, "grade", "--gold", "B", "--prediction", "it's blue", *options)["correct"] is True
+
+
+def test_parsing_for_programs(cli):
+    completion = '{"reasoning_steps": ["It\'s red."], "answer": "red"}'
+    parsed = answer(cli, "parse", "--completion", completion)
+    assert parsed == {"outcome": "valid", "format_reward": 1.0, "answer": "red", "steps": ["It's red."]}
+    assert answer(cli, "parse", "--completion", "red")["answer"] is None
+
+
+def test_scoring_steps_for_programs(cli):
+    score = answer(cli, "score-steps", "--step", "a red circle", "--reference", "a red circle", "--reference", "no")
+    assert set(score) == {"precision", "recall", "f1"}
+    assert (score["precision"], score["recall"]) == (1.0, 0.5)
+
+
+def test_a_plan_is_the_whole_configuration_and_can_be_given_back(cli, tmp_path):
+    tree = answer(cli, "plan", "--set", "train.learning_rate=1e-5", "--set", "seed=3")
+    assert (tree["seed"], tree["train"]["learning_rate"], tree["model"]["base"]) == (3, 1e-5, "builtin:tiny")
+    code, out, _ = cli("plan", "--set", "train.learning_rate=1e-5", "--set", "seed=3")
+    assert code == 0
+    assert yaml.safe_load(out) == tree
+    (tmp_path / "own.yaml").write_text(out)
+    assert answer(cli, "plan", "--config", tmp_path / "own.yaml") == tree
+
+
+def test_resolving_for_programs(cli, source):
+    found = answer(cli, "resolve", "--set", f"data.source={json.dumps(str(source))}")
+    assert found["rows"] == {"train": 30, "test": 12}
+    assert len(found["fingerprint"]) == 64
+
+
+def test_validating_and_converting_for_programs(cli, source, tmp_path):
+    figures = answer(cli, "validate", source, "--out", tmp_path / "report")
+    assert figures == {"rows": 42, "valid": 42, "by_code": {}}
+    assert (tmp_path / "report" / "report.md").is_file()
+    made = answer(cli, "convert", source, tmp_path / "converted")
+    assert set(made) == {"digest", "splits", "left_out", "moved_from_train"}
+    assert made["splits"]["test"] == 12
+    assert (tmp_path / "converted" / "train" / "dataset_info.json").is_file()
+    assert answer(cli, "convert", source, tmp_path / "again")["digest"] == made["digest"]
+
+
+def test_the_rendered_job_is_yaml_for_as_many_nodes_as_asked(cli):
+    code, out, err = cli("render-job", "--num-nodes", "3", "--gpus-per-node", "2", "--image", "trainer@sha256:0")
+    assert code == 0, err
+    job = yaml.safe_load(out)
+    assert job["kind"] == "PyTorchJob"
+    replicas = job["spec"]["pytorchReplicaSpecs"]
+    assert sum(replica["replicas"] for replica in replicas.values()) == 3
+    (container,) = replicas["Master"]["template"]["spec"]["containers"]
+    assert container["image"] == "trainer@sha256:0"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] in (2, "2")
+
+
+def test_compiling_prints_what_it_wrote(cli, tmp_path):
+    code, out, err = cli("compile", "-o", tmp_path / "new" / "folder", "--steps-image", "steps@sha256:0")
+    assert code == 0, err
+    assert [Path(line).name for line in out.splitlines()] == ["train.yaml", "retrain.yaml"]
+    assert "steps@sha256:0" in (tmp_path / "new" / "folder" / "train.yaml").read_text()
+
+
+def test_the_doctor_s_findings_are_one_list_and_its_exit_code_is_their_sum(cli):
+    code, out, _ = cli("doctor", "--json")
+    findings = json.loads(out)
+    assert code == (0 if all(finding["ok"] for finding in findings) else 1)
+    assert {"python", "torch", "kfp", "mlflow", "disk"} <= {finding["name"] for finding in findings}
+
+
+def test_an_empty_registry_lists_nothing(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    code, out, _ = cli("models", "--json")
+    assert (code, json.loads(out)) == (0, [])
+    assert "no alias champion: nothing to roll back" in cli("rollback")[2]
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_does_not_exist_is_refused_with_the_nearest_one(refused):
+    assert refused(78, "plan", "--set", "train.lerning_rate=1").endswith("did you mean learning_rate?")
+    assert "did you mean train?" in refused(78, "plan", "--set", "trian.max_steps=1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.max_steps", "is not of the form section.key=value"),
+        ("train.max_steps=many", "train.max_steps: Input should be a valid integer"),
+        ("train.extra={", "the value is not YAML"),
+        ("seed.more=1", "seed is a value, not a section"),
+        ("job.memory=lots", "job.memory"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(refused, setting, words):
+    named = refused(78, "plan", "--set", "seed=1", "--set", setting)
+    assert words in named
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "- 1\n- 2", "\t: x", "!!python/object:os.system {}"])
+def test_a_configuration_that_cannot_be_read_is_refused(refused, tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    refused(78, "plan", "--config", tmp_path / "bad.yaml")
+
+
+def test_a_configuration_that_is_not_there_or_no_text_is_refused(refused, tmp_path):
+    assert "shipped ones: quick, quickstart" in refused(78, "plan", "--config", tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    refused(78, "plan", "--config", tmp_path / "binary.yaml")
+    refused(78, "plan", "--config", tmp_path)
+
+
+def test_a_source_that_is_not_there_is_refused(refused, tmp_path):
+    for verb in (["validate"], ["convert"]):
+        more = [tmp_path / "out"] if verb == ["convert"] else []
+        assert "is not a folder" in refused(78, *verb, tmp_path / "none", *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_without_a_column_is_refused_and_its_columns_are_named(refused, make_rows, save_rows, tmp_path):
+    rows = [{**row} for row in make_rows("train", 3)]
+    for row in rows:
+        del row["answer"]
+    folder = save_rows(tmp_path / "set", {"train": rows})
+    said = refused(65, "convert", folder, tmp_path / "out")
+    assert "lacks the column answer; it has " in said
+    assert "question" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_rows_fail_validation_after_the_figures_were_given(cli, make_rows, save_rows, tmp_path):
+    rows = make_rows("train", 4)
+    rows[0]["image"] = {"bytes": b"no picture", "path": None}
+    folder = save_rows(tmp_path / "set", {"train": rows})
+    code, out, err = cli("validate", folder, "--json")
+    assert (code, json.loads(out)["by_code"]) == (65, {"image_undecodable": 1})
+    assert err.splitlines()[-1].startswith("error: 1 of 4 rows")
+    assert cli("validate", folder, "--json", "--max-invalid-fraction", "0.5")[0] == 0
+
+
+def test_converting_never_writes_over_anything(refused, source, tmp_path):
+    (tmp_path / "there").mkdir()
+    assert "exists already: name a new folder" in refused(78, "convert", source, tmp_path / "there")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_conversion_that_breaks_leaves_nothing_behind(refused, source, tmp_path, monkeypatch):
+    import errno
+
+    from vqa_grpo.data import convert
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(convert._SplitWriter, "_flush", full)
+    (tmp_path / "here").mkdir()
+    assert "disk full while writing a file: free some space" in refused(
+        75, "convert", source, tmp_path / "here" / "out"
+    )
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_full_disk_is_called_one(refused, source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").symlink_to("/dev/full")
+    assert "disk full while writing a file: free some space" in refused(
+        75, "validate", source, "--out", tmp_path / "out"
+    )
+
+
+@pytest.mark.parametrize("place", ["a file/below", "/proc/nowhere/below"])
+def test_a_place_that_cannot_be_written_is_named(refused, source, tmp_path, place):
+    """Root may write nearly everywhere, but not below a plain file, nor into /proc."""
+    (tmp_path / "a file").write_text("x")
+    path = tmp_path / place
+    assert str(path.parent) in refused(78, "convert", source, path)
+    assert str(path.parent) in refused(78, "validate", source, "--out", path)
+    assert str(path.parent) in refused(78, "compile", "-o", path)
+    assert (tmp_path / "a file").read_text() == "x"
+
+
+def test_a_prompt_template_without_its_placeholder_is_refused_before_a_run_begins(refused, source, tmp_path):
+    (tmp_path / "prompt.txt").write_text('Answer as {"reasoning_steps": [], "answer": ""}.')
+    settings = ["--set", f"data.source={json.dumps(str(source))}", "--set", f"model.prompt={tmp_path / 'prompt.txt'}"]
+    said = refused(78, "run", "--runs", tmp_path / "runs", "--storage", tmp_path / "out", *settings)
+    assert "lacks {USER_INSTRUCTION}" in said
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_model_no_data_set_and_no_prediction_file_is_refused(refused, source, tmp_path):
+    assert "is not a converted data set" in refused(78, "evaluate", "a-model", tmp_path / "none")
+    assert "not found" in refused(78, "compare", tmp_path / "none", tmp_path / "none")
+    (tmp_path / "text").write_text("no parquet")
+    assert "is not a prediction file" in refused(65, "compare", tmp_path / "text", tmp_path / "text")
+    assert "nothing is published" in refused(65, "register", tmp_path / "none")
+
+
+def test_an_mlflow_that_does_not_answer_is_named(refused, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert "MLflow at http://127.0.0.1:9" in refused(75, "models", "--tracking-uri", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["validate x --limit -1", "convert x y --test 2", "run --s3-port 70000", "nonsense", "plan --nonsense"],
+)
+def test_options_that_make_no_sense_are_refused_as_in_any_shell(cli, arguments):
+    code, out, err = cli(*arguments.split())
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+    assert err.startswith("Usage: vqa-grpo")

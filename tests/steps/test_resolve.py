@@ -1,0 +1,159 @@
+"""The first step: what a run is called, what it is made of, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vqa_grpo import steps
+from vqa_grpo.contract.failure import ConfigurationError, DataError
+
+
+def test_the_same_run_has_the_same_name_and_the_name_is_short(resolve):
+    assert resolve() == resolve()
+    assert resolve().run_id.startswith("run-")
+    assert len(resolve().run_id) == 16
+
+
+def test_each_of_configuration_code_and_seed_makes_another_run(resolve):
+    runs = [resolve(), resolve("train.max_steps=3"), resolve("seed=1"), resolve("job.num_nodes=2"), resolve(code="c")]
+    assert len({run.run_id for run in runs}) == len(runs)
+
+
+def test_another_data_set_makes_another_run_even_under_the_same_name(source, tmp_path, resolve):
+    copy = shutil.copytree(source, tmp_path / "copy")
+    setting = f"data.source={json.dumps(str(copy))}"
+    before = resolve(setting)
+    (copy / "train" / "state.json").touch()  # as after a new save_to_disk of the same size
+    after = resolve(setting)
+    assert before.config == after.config
+    assert before.fingerprint != after.fingerprint
+    assert before.run_id != after.run_id
+
+
+def test_settings_that_leave_the_data_alone_leave_the_data_steps_inputs_alone(resolve):
+    """Or else every change of a learning rate would convert the data anew."""
+    assert (
+        resolve().data_config == resolve("train.learning_rate=1e-5", "gate.min_format_rate=0.5", "seed=7").data_config
+    )
+    assert resolve().data_config != resolve("data.split_seed=7").data_config
+    assert resolve().data_config != resolve("rewards.functions=[format, accuracy, reasoning]").data_config
+
+
+def test_a_run_s_own_name_is_kept(resolve):
+    assert resolve(run_id="o'brien's run 2").run_id == "o'brien's run 2"
+
+
+@pytest.mark.parametrize("run_id", ["../elsewhere", "a/b", ".hidden", "..", 'say "hi"', "a\nb", "x" * 101, "a\\b"])
+def test_a_name_that_is_no_folder_s_is_refused_before_anything_is_done(resolve, run_id, tmp_path):
+    with pytest.raises(ConfigurationError, match="cannot name a folder"):
+        resolve(run_id=run_id)
+    with pytest.raises(ConfigurationError, match="cannot name a folder"):
+        steps.finish_run(run_id, str(tmp_path / "out"), "FAILED")
+    assert not (tmp_path / "out").exists()
+
+
+def test_storage_comes_out_in_one_form(source):
+    settings = [f"data.source={json.dumps(str(source))}"]
+    assert steps.resolve("quick", settings, "minio://bucket/v2/").root == "s3://bucket/v2"
+    assert steps.resolve("quick", settings, "here").root == str(Path.cwd() / "here")
+    with pytest.raises(ConfigurationError, match="only s3://"):
+        steps.resolve("quick", settings, "gs://bucket")
+    with pytest.raises(ConfigurationError, match="no place to write to"):
+        steps.resolve("quick", settings, "")
+
+
+def test_the_code_s_digest_knows_every_file_but_how_steps_are_called(tmp_path, monkeypatch):
+    package = shutil.copytree(Path(steps.__file__).parent, tmp_path / "package")
+    monkeypatch.setattr(steps, "__file__", str(package / "steps.py"))
+
+    def changed(name: str) -> bool:
+        before = steps.code_digest()
+        (package / name).parent.mkdir(exist_ok=True)
+        with (package / name).open("a") as file:
+            file.write("\n")
+        return steps.code_digest() != before
+
+    relevant = ("steps.py", "rewards/vqa.py", "contract/prompts/vqa.txt", "configs/quick.yaml", "a/new.py")
+    assert all(changed(name) for name in relevant)
+    assert changed("training/deepspeed/zero2.json")
+    assert not any(changed(name) for name in ("cli/app.py", "pipelines/train.py", "components/x.py", "x.pyc"))
+
+
+# --- secrets --------------------------------------------------------------------------------------------------------
+
+SECRET = "hunter2-and-more"  # noqa: S105 - not one
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        f"registry.tracking_uri=https://me:{SECRET}@mlflow.example",
+        f"train.extra.hub_token={SECRET}",
+        f"train.extra.vllm_server_base_url=http://me:{SECRET}@vllm.example",
+        f"registry.password={SECRET}",
+        f"job={SECRET}:x@",
+    ],
+)
+def test_a_secret_in_a_setting_is_refused(resolve, setting):
+    """Logs, storage, MLflow and Kubeflow's UI show configurations to everybody."""
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(setting)
+    if not setting.startswith("job"):
+        assert SECRET not in str(caught.value)
+
+
+def test_secrets_of_the_environment_stay_there(resolve, monkeypatch):
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN"):
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://me:{SECRET}@mlflow.example")
+    run = resolve()
+    assert SECRET not in repr(run)
+    assert SECRET not in " ".join(steps.training_arguments(steps._config(run.config), "d", "b", "o", "s3://b/m"))
+
+
+def test_urls_and_addresses_without_a_password_pass(resolve):
+    run = resolve(
+        "registry.tracking_uri=https://mlflow.example:5000", "model.base=s3://bucket/a:b", "registry.experiment=a@b"
+    )
+    assert "mlflow.example:5000" in run.config
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.lerning_rate=1", "unknown key train.lerning_rate, did you mean learning_rate?"),
+        ("data.source=builtin:vqa2", "'builtin:vqa2' is not built in"),
+        ("data.source=/no/such/folder", "is not a folder"),
+        ("model.prompt=/no/such/file", "cannot be read"),
+        ("registry.model_name=a/b", "must not hold / or :"),
+        ("registry.alias=v3", "neither latest nor v1"),
+        ("registry.alias=latest", "neither latest nor v1"),
+        ("gate.min_accuracy_gain=.nan", "finite"),
+        ("train.learning_rate=.inf", "finite"),
+        ("job.memory=lots", "job.memory: String should match pattern"),
+        ("job.cpu='-1'", "job.cpu: String should match pattern"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once_and_in_words(resolve, setting, words):
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(setting)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_data_set_is_told_from_a_damaged_one(tmp_path, resolve, source):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match=r"not made by datasets\.save_to_disk"):
+        resolve(f"data.source={tmp_path / 'empty'}")
+    copy = shutil.copytree(source, tmp_path / "copy")
+    for file in (copy / "train").glob("*.arrow"):
+        file.write_bytes(b"not arrow")
+    with pytest.raises(DataError, match="cannot be read"):
+        resolve(f"data.source={json.dumps(str(copy))}")

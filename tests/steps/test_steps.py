@@ -1,0 +1,342 @@
+"""The steps after the first: what is done once, what is refused, and what is left when a run ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vqa_grpo import steps
+from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, JobError, RetryError
+from vqa_grpo.contract.layout import step_uri
+from vqa_grpo.storage import publish
+
+
+def inputs(run: steps.Resolved) -> tuple[str, str, str, str]:
+    return run.data_config, run.fingerprint, run.root, run.code
+
+
+# --- the data steps -------------------------------------------------------------------------------------------------
+
+
+def test_data_is_validated_once(resolve, monkeypatch):
+    run = resolve()
+    first = steps.validate_dataset(*inputs(run))
+    assert (first.rows, first.invalid) == (42, 0)
+    assert "42 rows, 0 unusable" in first.markdown
+    monkeypatch.setattr("vqa_grpo.data.validate.validate", broken)
+    assert steps.validate_dataset(*inputs(run)) == first
+
+
+def test_data_is_converted_once_and_other_settings_take_it_as_it_is(resolve, monkeypatch):
+    first = steps.convert_dataset(*inputs(resolve()))
+    assert sum(first.splits.values()) == 42
+    assert first.splits["test"] == 12  # the source's own
+    made = publish.get(first.dataset_uri)
+    monkeypatch.setattr("vqa_grpo.data.convert.convert", broken)
+    assert steps.convert_dataset(*inputs(resolve("train.max_steps=1"))) == first
+    assert publish.get(first.dataset_uri) == made
+
+
+def test_other_code_other_splits_or_another_source_convert_anew(resolve, source, tmp_path):
+    copy = shutil.copytree(source, tmp_path / "copy")
+    runs = [
+        resolve(),
+        resolve(code="other code"),
+        resolve("data.split_seed=1"),
+        resolve(f"data.source={json.dumps(str(copy))}"),
+    ]
+    made = [steps.convert_dataset(*inputs(run)) for run in runs]
+    assert len({one.dataset_uri for one in made}) == 4
+    assert made[0].digest == made[1].digest == made[3].digest  # the same rows in the same splits
+    assert made[0].digest != made[2].digest
+
+
+def test_a_source_that_changed_under_the_run_is_refused_and_nothing_is_published(resolve, source, tmp_path):
+    copy = shutil.copytree(source, tmp_path / "copy")
+    run = resolve(f"data.source={json.dumps(str(copy))}")
+    (copy / "test" / "state.json").touch()
+    for step in (steps.validate_dataset, steps.convert_dataset):
+        with pytest.raises(ConfigurationError, match="changed since this run looked at it"):
+            step(*inputs(run))
+    assert not list((tmp_path / "out").rglob("READY"))
+
+
+def test_too_many_unusable_rows_fail_the_step_again_and_again(resolve, make_rows, save_rows, tmp_path):
+    """The report is published, for people to read; the verdict on it is given anew each time."""
+    rows = make_rows("train", 10)
+    rows[3]["answer"] = " "
+    folder = save_rows(tmp_path / "bad", {"train": rows})
+    run = resolve(f"data.source={folder}")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"1 of 10 rows .* most often answer_empty, e.g. row train/00000003"):
+            steps.validate_dataset(*inputs(run))
+    (quarantine,) = (tmp_path / "out").rglob("quarantine.jsonl")
+    assert json.loads(quarantine.read_text())["code"] == "answer_empty"
+    lenient = resolve(f"data.source={folder}", "data.max_invalid_fraction=0.1")
+    assert steps.validate_dataset(*inputs(lenient)).invalid == 1
+    assert steps.convert_dataset(*inputs(lenient)).splits != {}
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise AssertionError("this was done already")
+
+
+# --- the base model -------------------------------------------------------------------------------------------------
+
+
+def test_a_base_model_is_a_hub_name_a_folder_or_a_published_place(resolve, tmp_path):
+    run = resolve("model.base=Qwen/Qwen2.5-VL-3B-Instruct")
+    assert steps.prepare_model(run.config, "", run.root).base == "Qwen/Qwen2.5-VL-3B-Instruct"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    here = steps.prepare_model(resolve(f"model.base={tmp_path / 'folder'}").config, "", run.root)
+    published = publish.publish_folder(str(tmp_path / "published"), tmp_path / "folder")
+    there = steps.prepare_model(resolve(f"model.base={published.uri}").config, "", run.root)
+    assert here.digest == there.digest == published.digest
+    with pytest.raises(ConfigurationError, match="not built in: the one that is, is builtin:tiny"):
+        steps.prepare_model(resolve("model.base=builtin:huge").config, "", run.root)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def publish_model(uri: str, work: Path) -> None:
+    def build(folder: Path) -> dict[str, Any]:
+        (folder / "training.json").write_text('{"steps": 7}')
+        return {}
+
+    publish.publish(uri, build, work)
+
+
+def test_training_is_launched_once_and_a_model_that_is_there_is_taken(resolve, tmp_path, monkeypatch):
+    run = resolve(run_id="r")
+    launched = []
+
+    def launch(config: Any, run_id: str, model_uri: str, *_: Any) -> None:
+        launched.append(run_id)
+        publish_model(model_uri, tmp_path)
+
+    monkeypatch.setattr(steps, "_launch_training", launch)
+    first = steps.train_model(run.config, "r", run.root, "data", "base")
+    assert first.steps == 7
+    assert steps.train_model(run.config, "r", run.root, "data", "base") == first
+    # A step that was killed after its job had published the model launches no second job.
+    shutil.rmtree(Path(run.root) / "r" / "train")
+    assert steps.train_model(run.config, "r", run.root, "data", "base") == first
+    assert launched == ["r"]
+
+
+def test_a_job_that_fails_publishes_nothing_and_leaves_no_scratch(resolve, tmp_path, monkeypatch):
+    def launch(*_: Any) -> None:
+        raise JobError("out of memory", FailureReason.OUT_OF_MEMORY)
+
+    monkeypatch.setattr(steps, "_launch_training", launch)
+    run = resolve(run_id="r")
+    with pytest.raises(JobError):
+        steps.train_model(run.config, "r", run.root, "data", "base")
+    assert not list((tmp_path / "out").rglob("READY"))
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_the_arguments_of_training_are_read_back_as_they_were_meant(resolve):
+    from vqa_grpo.training import arguments
+
+    settings = [
+        "rewards.functions=[format, accuracy, reasoning]",
+        "rewards.weights=[0.5, 1, 2.5]",
+        "train.learning_rate=2e-5",
+        "train.extra.max_grad_norm=0.7",
+        "train.extra.use_peft=true",
+        "train.extra.lora_target_modules=[q_proj, v_proj]",
+        "train.extra.bf16=false",
+        "seed=11",
+    ]
+    run = steps._config(resolve(*settings).config)
+    words = steps.training_arguments(run, "/data set/o'brien", "/models/base", "/out put", "s3://bucket/model")
+    values = arguments.read(words).values
+    expected = {
+        "dataset_name": "/data set/o'brien",
+        "model_name_or_path": "/models/base",
+        "output_dir": "/out put",
+        "publish_uri": "s3://bucket/model",
+        "prompt_template": "short",
+        "reward_funcs": ["format", "accuracy", "reasoning"],
+        "reward_weights": [0.5, 1.0, 2.5],
+        "min_pixels": 1024,
+        "max_pixels": 4096,
+        "max_steps": 40,
+        "per_device_train_batch_size": 128,
+        "num_generations": 8,
+        "max_completion_length": 56,
+        "learning_rate": 2e-5,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 5,
+        "adam_beta2": 0.99,
+        "top_k": 0,
+        "max_grad_norm": 0.7,
+        "use_peft": True,
+        "lora_target_modules": ["q_proj", "v_proj"],
+        "bf16": False,
+        "seed": 11,
+    }
+    assert {name: values[name] for name in expected} == expected
+
+
+def test_every_setting_of_the_train_section_reaches_training(resolve):
+    """A field that is added to the configuration and forgotten here would change nothing."""
+    run = steps._config(resolve("train.deepspeed=zero2", "train.num_generations=4").config)
+    words = steps.training_arguments(run, "d", "b", "o", "p")
+    fields = set(type(run.train).model_fields) - {"extra"}
+    assert {f"--{name}" for name in fields} <= set(words)
+
+
+# --- decisions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluated(resolve, monkeypatch, tmp_path) -> Callable[[str], steps.Resolved]:
+    """A run up to its evaluation, with answers that a letter stands for (see tests/stand_in)."""
+    import importlib.util
+
+    folder = Path(__file__).parents[1] / "stand_in" / "sitecustomize.py"
+    spec = importlib.util.spec_from_file_location("stand_in", folder)
+    assert spec is not None
+    assert spec.loader is not None
+    stand_in = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stand_in)
+    from vqa_grpo import registry
+
+    for owner, name in [(steps, "prepare_model"), (steps, "_launch_training"), (steps, "predict_to")]:
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
+    for name in ("record_run", "register"):
+        monkeypatch.setattr(registry, name, getattr(registry, name))
+
+    def up_to_evaluation(tuned: str) -> steps.Resolved:
+        stand_in.WANTED = {"letters": {"base": "-", "tuned": tuned}, "registry": str(tmp_path)}
+        stand_in.install()
+        run = resolve(run_id="r")
+        dataset_uri = steps.convert_dataset(*inputs(run)).dataset_uri
+        trained = steps.train_model(run.config, "r", run.root, dataset_uri, "base")
+        steps.evaluate_models(run.config, "r", run.root, dataset_uri, "base", trained.model_uri)
+        return run
+
+    return up_to_evaluation
+
+
+@pytest.mark.parametrize(("tuned", "promote"), [("o", True), ("-", False)])
+def test_after_a_decision_there_is_nothing_to_train_on_whatever_it_was(evaluated, resolve, tuned, promote):
+    run = evaluated(tuned)
+    question = (run.config, run.root, run.fingerprint, run.code)
+    assert steps.needs_training(*question) is True
+    decided = steps.decide_promotion(
+        run.config, "r", run.root, run.fingerprint, run.code, step_uri(run.root, "r", "evaluate")
+    )
+    assert decided.promote is promote
+    assert steps.needs_training(*question) is False
+    # The same settings in another order are the same settings.
+    shuffled = json.dumps(dict(reversed(json.loads(run.config).items())))
+    assert steps.needs_training(shuffled, *question[1:]) is False
+    assert steps.needs_training(run.config, run.root, "new data", run.code) is True
+    assert steps.needs_training(run.config, run.root, run.fingerprint, "new code") is True
+    assert steps.needs_training(resolve("seed=5").config, *question[1:]) is True
+
+
+def test_a_model_is_registered_where_it_lies_with_its_lineage(evaluated, tmp_path):
+    run = evaluated("o")
+    steps.decide_promotion(run.config, "r", run.root, run.fingerprint, run.code, step_uri(run.root, "r", "evaluate"))
+    done = steps.register_model(run.config, "r", run.root)
+    assert done == steps.register_model(run.config, "r", run.root)
+    told = json.loads((tmp_path / "register.json").read_text())
+    model = publish.get(step_uri(run.root, "r", "model"))
+    assert (told["source"], told["digest"]) == (model.root, model.digest)
+    assert told["mlflow_run_id"] == "an MLflow run"
+    assert set(told["tags"]) >= {"dataset_digest", "base_model", "model_digest", "prompt_digest", "rewards", "run_id"}
+    assert all(isinstance(value, str) and value for value in told["tags"].values())
+
+
+# --- the end of a run -----------------------------------------------------------------------------------------------
+
+PARTS = ("base", "tuned", "comparison", "blind", "gate", "model", "dataset")
+
+
+def test_a_run_that_failed_at_once_still_has_a_summary(tmp_path):
+    summary = steps.finish_run("r", str(tmp_path / "out"), "FAILED")
+    assert summary == {"run_id": "r", "status": "FAILED", "seconds": {}, **dict.fromkeys(PARTS)}
+    folder = tmp_path / "out" / "r" / "summary"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert not (folder / "report.html").exists()
+
+
+def test_a_run_that_failed_after_training_says_where_its_model_is(resolve, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "_launch_training", lambda run, run_id, uri, *_: publish_model(uri, tmp_path))
+    run = resolve(run_id="r")
+    trained = steps.train_model(run.config, "r", run.root, "data", "base")
+    summary = steps.finish_run("r", run.root, "FAILED")
+    assert summary["model"]["uri"] == trained.model_uri
+    assert summary["model"]["version"] is None
+    assert [part for part in PARTS if summary[part] is not None] == ["model"]
+
+
+def test_a_run_that_was_evaluated_and_not_decided_on_has_a_report(evaluated):
+    run = evaluated("o")
+    summary = steps.finish_run("r", run.root, "FAILED")
+    assert summary["gate"] is None
+    assert summary["tuned"]["accuracy"] == 1.0
+    assert summary["dataset"]["splits"]["test"] == 12
+    report = (Path(run.root) / "r" / "summary" / "report.html").read_text()
+    assert "vqa-grpo r" in report
+    assert steps.finish_run("r", run.root, "FAILED") == summary  # and once more, as after a retry
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigurationError("a setting is wrong"), 78),
+        (DataError("rows are bad"), 65),
+        (RetryError("S3 does not answer"), 75),
+        (JobError("no memory", FailureReason.OUT_OF_MEMORY), 137),
+    ],
+)
+def test_an_error_that_a_person_can_act_on_is_one_line_and_its_exit_code(error, code, capsys):
+    def step() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        steps.guarded(step)()
+    assert ended.value.code == code
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == [f"error: {error}"]
+
+
+def test_a_mistake_of_ours_keeps_its_traceback_and_is_announced_in_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("VQA_GRPO_PROGRESS", "lines")
+
+    def step() -> None:
+        raise KeyError("first line\nsecond line")
+
+    with pytest.raises(KeyError):
+        steps.guarded(step)()
+    (line,) = capsys.readouterr().out.splitlines()
+    event = json.loads(re.sub("^@step ", "", line))
+    assert (event["step"], event["event"], event["reason"]) == ("step", "failed", "internal")
+    assert "second line" in event["error"]
+
+
+def test_the_steps_can_be_imported_without_anything_heavy():
+    """Each step's container imports this module, also the smallest."""
+    code = (
+        "import sys, vqa_grpo.steps; print(*{'torch', 'transformers', 'kfp', 'mlflow', 'datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,196 @@
+"""A configuration is checked whole, in words, before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from vqa_grpo import config
+from vqa_grpo.config import RunConfig
+from vqa_grpo.contract.failure import ConfigurationError
+
+
+def refused(call: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    assert config.load() == RunConfig()
+
+
+@pytest.mark.parametrize("path", sorted(config.SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_by_name_and_by_path(path: Path) -> None:
+    assert config.load(path.stem) == config.load(str(path)) == config.load(path.read_text())
+
+
+def test_a_configuration_extends_another_and_changes_only_what_it_names() -> None:
+    quickstart, quick = config.load("quickstart"), config.load("quick")
+    assert quick.model.recipe == "quick"
+    assert quick.model.prompt == quickstart.model.prompt == "short"
+    assert quick.train.extra == quickstart.train.extra
+
+
+def test_a_configuration_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(f"extends: {two}\n")
+    two.write_text(f"extends: {one}\n")
+    assert "extends itself" in refused(config.load, str(one))
+
+
+def test_settings_change_single_values_in_order() -> None:
+    run = config.load("quickstart", ["train.max_steps=3", "data.limit=5", "train.max_steps=4", "train.extra.top_k=7"])
+    assert (run.train.max_steps, run.data.limit) == (4, 5)
+    assert run.train.extra == {"adam_beta2": 0.99, "top_k": 7}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("train.learning_rate=1e-5", 1e-5),
+        ("train.learning_rate=1E-5", 1e-5),
+        ("train.learning_rate=0.5", 0.5),
+        ("train.extra.learning=1e-5", 1e-5),
+        ("train.extra.learning=-2e+3", -2000.0),
+        ("rewards.functions=[format]", ("format",)),
+        ("gate.interval_above_zero=false", False),
+        ("model.base=s3://bucket/a=b", "s3://bucket/a=b"),
+        ("registry.tracking_uri=", None),
+    ],
+)
+def test_a_setting_is_read_as_yaml_and_as_a_person_means_it(setting: str, value: object) -> None:
+    if value is None:  # YAML's empty value is no text
+        assert "registry.tracking_uri" in refused(config.load, "", [setting])
+        return
+    found: Any = config.load("", [setting])
+    for part in setting.partition("=")[0].split("."):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.lerning_rate=1", "unknown key train.lerning_rate, did you mean learning_rate?"),
+        ("trian.max_steps=1", "unknown key trian, did you mean train?"),
+        ("data.zzz=1", "unknown key data.zzz; known: source, limit"),
+        ("train.max_steps=many", "train.max_steps: Input should be a valid integer"),
+        ("train.learning_rate=0", "train.learning_rate: Input should be greater than 0 (got 0)"),
+        ("train.learning_rate=.nan", "train.learning_rate: Input should be a finite number"),
+        ("gate.min_accuracy_gain=.inf", "gate.min_accuracy_gain: Input should be a finite number"),
+        ("data.test_fraction=1.5", "data.test_fraction: Input should be less than or equal to 1 (got 1.5)"),
+        ("evaluate.split=train", "evaluate.split: Input should be 'test' or 'validation' (got 'train')"),
+        ("data=3", "data: Input should be a valid dictionary"),
+        ("rewards.weights=[1]", "weights has 1 values for 2 functions: give one each"),
+        ("rewards.functions=[]", "functions is empty: name at least one reward"),
+        ("no equals sign", "is not of the form section.key=value"),
+        ("=3", "is not of the form section.key=value"),
+        ("train.extra.x={", "the value is not YAML; quote it"),
+        ("train.extra.x=2001-99-99", "the value is not YAML; quote it"),
+        ("train.extra.x=0b_", "the value is not YAML; quote it"),
+        ("train.extra.x=.nan", "train.extra: x is not plain JSON"),
+        ("train.extra.x=2001-01-01", "train.extra: x is not plain JSON"),
+        ("train.extra.x=!!binary gIGC", "train.extra: x is not plain JSON"),
+        ("train.extra.x=&a [*a]", "train.extra: x is not plain JSON"),
+        ("train.extra.x={1: 2}", "train.extra: x is not plain JSON"),
+    ],
+)
+def test_a_wrong_setting_is_explained_in_one_line(setting: str, words: str) -> None:
+    assert words in refused(config.load, "", [setting])
+
+
+def test_a_value_cannot_be_used_as_a_section() -> None:
+    assert "max_steps is a value, not a section" in refused(config.load, "quickstart", ["train.max_steps.deeper=1"])
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    message = refused(config.load, "", ["data.limt=3", "train.beta=-1", "model.recipe=slow"])
+    assert "did you mean limit?" in message
+    assert "train.beta" in message
+    assert "model.recipe" in message
+
+
+def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated() -> None:
+    message = refused(config.load, "", ["registry.tracking_uri=https://me:s3cr3t@mlflow.example"])
+    assert "MLFLOW_TRACKING_PASSWORD" in message
+    assert "s3cr3t" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a\n- b\n", "must be a mapping of sections"),
+        ("{", "configuration is not YAML"),
+        ("data: [\n", "configuration is not YAML"),
+        ("a: 2001-99-99\n", "configuration is not YAML"),
+        ("data:\n", "data: Input should be a valid dictionary"),
+        ("1: 2\n", "Keys should be strings"),
+        ("? [a]\n: 3\n", "configuration is not YAML"),
+    ],
+)
+def test_yaml_text_that_is_no_configuration_is_explained_in_one_line(text: str, words: str) -> None:
+    assert words in refused(config.load, text)
+
+
+@pytest.mark.parametrize("name", ["no-such-file.yaml", "nul\0name", ".", "x" * 5000])
+def test_a_name_that_cannot_be_read_lists_the_shipped_ones(name: str) -> None:
+    assert "shipped ones: quick, quickstart" in refused(config.load, name)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\xfa")
+    assert "cannot be read" in refused(config.load, str(tmp_path / "c.yaml"))
+
+
+@given(st.text(max_size=60), st.text(max_size=40))
+def test_no_setting_ends_in_anything_but_a_configuration_or_a_configuration_error(key: str, value: str) -> None:
+    for setting in (f"{key}={value}", f"train.extra.x={value}", f"data.source={value}", key):
+        try:
+            run = config.load("", [setting])
+        except ConfigurationError:
+            continue
+        json.loads(run.canonical())
+
+
+def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    found = {name: field.annotation for name, field in model.model_fields.items()}
+    return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+
+
+@given(st.data())
+def test_any_key_set_to_any_json_value_is_taken_or_refused_in_words(data: st.DataObject) -> None:
+    section = data.draw(st.sampled_from(sorted(sections(RunConfig))))
+    key = data.draw(st.sampled_from(sorted(sections(RunConfig)[section].model_fields)))
+    scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10)
+    value = data.draw(st.recursive(scalars, lambda inner: st.lists(inner, max_size=3), max_leaves=5))
+    try:
+        run = config.from_tree({section: {key: value}}, "test")
+    except ConfigurationError as refusal:
+        said = str(refusal)
+    else:
+        said = section if config.load(run.canonical()) == run else "reads back otherwise"
+    assert section in said
+
+
+def test_the_canonical_form_is_a_configuration_that_says_the_same() -> None:
+    run = config.load("quickstart", ["seed=7", "rewards.weights=[1, 0.5]"])
+    assert config.load(run.canonical()) == run
+    assert run.canonical() == config.load(yaml.safe_dump(json.loads(run.canonical()))).canonical()
+    assert run.canonical() != config.load("quickstart", ["seed=8", "rewards.weights=[1, 0.5]"]).canonical()
+
+
+def test_a_configuration_cannot_be_changed_once_it_was_checked() -> None:
+    run: Any = config.load()
+    with pytest.raises(ValueError, match="frozen"):
+        run.seed = 3
