@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from vqa_grpo.scoring.steps.text import FUNCTION_WORDS, LIGHT_WORDS, stem, vocabulary, words
 
-# --- what a step says ---------------------------------------------------------------------------------------------
+# --- what a step says -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def facts(step: str) -> Facts:
     stems = frozenset(stem(token) for token in tokens)
     groups: dict[str, set[str]] = {}
     bound: dict[str, set[str]] = {}
-    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+    for token, following in zip(tokens, (*tokens[1:], ""), strict=False):
         for form in (token, stem(token)):
             if form in _MEANING:
                 group, meaning = _MEANING[form]
