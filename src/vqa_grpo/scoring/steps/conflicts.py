@@ -15,11 +15,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import zip_longest
 
 from vqa_grpo.scoring.steps.text import FUNCTION_WORDS, LIGHT_WORDS, stem, vocabulary, words
 
-# --- what a step says ---------------------------------------------------------------------------------------------
+# --- what a step says -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ def facts(step: str) -> Facts:
     stems = frozenset(stem(token) for token in tokens)
     groups: dict[str, set[str]] = {}
     bound: dict[str, set[str]] = {}
-    for token, following in zip_longest(tokens, tokens[1:], fillvalue=""):  # a step may hold no word at all
+    for token, following in zip(tokens, (*tokens[1:], ""), strict=False):
         for form in (token, stem(token)):
             if form in _MEANING:
                 group, meaning = _MEANING[form]
