@@ -101,13 +101,15 @@ class Menu:
         [[1], [1], [1], [1], [], []]
         """
         text = tidy(text)
+        if (found := _LETTER_AND_TEXT.fullmatch(text)) and self._by_label(found[1]) and not self._spelled(text):
+            # Before anything else: without its bracket, the "A" of "A) bird" would be an article and "bird" the answer.
+            both = self._by_label(found[1]) & self._by_text(tidy(found[2]))
+            return frozenset(both) if len(both) == 1 else frozenset()
         readings = self._by_text(text)
         if found := _LETTER.fullmatch(text):
             readings |= self._by_label(found[1])
-        if not readings:
-            for form, label, said in ((_LETTER_AND_TEXT, 1, 2), (_TEXT_AND_LETTER, 2, 1)):
-                if found := form.fullmatch(text):
-                    readings |= self._by_label(found[label]) & self._by_text(tidy(found[said]))
+        if not readings and (found := _TEXT_AND_LETTER.fullmatch(text)):
+            readings |= self._by_label(found[2]) & self._by_text(tidy(found[1]))
         if not readings and len(text) <= 200:
             readings = {index for index, option in enumerate(self.bare) if self.same(text, option)}
         return frozenset(readings) if len(readings) == 1 else frozenset()
@@ -116,6 +118,10 @@ class Menu:
         exact = {i for i, option in enumerate(self.texts) if text in (option, self.bare[i])}
         form = plain(text)
         return exact or {i for i in range(len(self.texts)) if form in (self.plain[i], self.plain_bare[i])}
+
+    def _spelled(self, text: str) -> bool:
+        """Whether an option reads just so, as "A. Lincoln" does."""
+        return any(text.casefold() == option.casefold() for option in (*self.texts, *self.bare))
 
     def _by_label(self, label: str) -> set[int]:
         return {index for index, own in enumerate(self.labels) if own == label.upper()}
