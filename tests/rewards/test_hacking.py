@@ -45,12 +45,11 @@ def honest(question: dict[str, Any], answer: str) -> str:
 
 
 @cache
-def _rewards(combination: str) -> dict[str, Any]:
-    # The lexical match needs no model: an open gate is tested here, not the encoder.
-    return VQARewards(RewardSettings(combination=combination, step_encoder="lexical")).functions()
+def _rewards(combination: str, encoder: str) -> dict[str, Any]:
+    return VQARewards(RewardSettings(combination=combination, step_encoder=encoder)).functions()
 
 
-def total(text: str, question: dict[str, Any], combination: str) -> float:
+def total(text: str, question: dict[str, Any], combination: str, encoder: str = "lexical") -> float:
     """What TRL sums with its default weights, 1 for each reward."""
     given: dict[str, Any] = {
         "prompts": ["?"],
@@ -63,7 +62,7 @@ def total(text: str, question: dict[str, Any], combination: str) -> float:
         "reference_steps": [question["reference_steps"]],
         "source": [""],
     }
-    rewards = _rewards(combination)
+    rewards = _rewards(combination, encoder)
     failed: list[str] = []
     given["log_metric"] = lambda name, value: failed.append(name) if name.endswith("/failed") else None
     paid = float(sum(rewards[name](**given)[0] or 0.0 for name in NAMES))
@@ -86,6 +85,22 @@ def test_honesty_is_what_it_says(name: str) -> None:
     assert total(honest(question, "wrong"), question, "gated") == 1.0
     assert total(honest(question, "gold"), question, "gated") > 2.0
     assert total(honest(question, "wrong"), question, "additive") > 1.0
+
+
+# What the semantic match does not see yet: a step that contradicts one reference may match a vaguer one.
+SEMANTIC_WINNERS = {"states both sides"}
+
+
+@pytest.mark.full
+def test_with_the_sentence_encoder_the_strategies_that_win_are_the_known_ones() -> None:
+    winners = set()
+    for strategy in STRATEGIES:
+        question = QUESTIONS[strategy["question"]]
+        rival = honest(question, "gold" if strategy.get("against") == "honest_right" else "wrong")
+        paid = total(completion_of(strategy, question), question, "gated", encoder="")
+        if paid > total(rival, question, "gated", encoder=""):
+            winners.add(strategy["name"])
+    assert winners == SEMANTIC_WINNERS
 
 
 def test_in_the_sum_a_copied_reference_beats_an_honest_wrong_answer() -> None:

@@ -289,6 +289,7 @@ def test_a_run_configuration_becomes_the_same_rewards() -> None:
 
     assert settings() == RewardSettings()
     assert settings("judge.url=http://judge/v1") == RewardSettings()
+    assert settings("rewards.step_encoder=lexical") == RewardSettings(step_encoder="lexical")
     changes = ["rewards.combination=gated", "rewards.format_mode=binary", "judge.enabled=true", "judge.model=tiny"]
     assert settings(*changes, "judge.timeout_seconds=7", "judge.cache_dir=/cache") == RewardSettings(
         "gated", "binary", judge=JudgeSettings(model="tiny", timeout_seconds=7.0, cache_dir="/cache")

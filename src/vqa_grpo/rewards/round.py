@@ -114,7 +114,8 @@ class Round:
 
     def _grade(self, row: int) -> Verdict:
         options = offered(self.value("choices", row), self.value("options", row))
-        return grade(_no_exception(self.parsed[row]).answer, self.golds(row), options)
+        source = str(self.value("source", row) or "")
+        return grade(_no_exception(self.parsed[row]).answer, self.golds(row), options, source)
 
     def _match(self, items: Sequence[StepItem]) -> list[StepScore | None]:
         mode, encoder = self.settings.step_match
