@@ -63,6 +63,15 @@ class Model(Section):
 class Rewards(Section):
     functions: tuple[str, ...] = Field(("format", "accuracy"), description="format, accuracy, reasoning, or pkg.mod:fn")
     weights: tuple[float, ...] = Field((), description="one for each function; empty means 1 each")
+    combination: Literal["additive", "gated"] = Field(
+        "additive", description="gated pays reasoning only on top of a right answer"
+    )
+    format_mode: Literal["graded", "binary"] = Field(
+        "graded", description="part marks, or 1 for the form whatever stands around it"
+    )
+    step_encoder: str = Field(
+        "", description="a sentence-transformers name or folder, or lexical; empty is the packaged one"
+    )
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Rewards:
@@ -73,6 +82,18 @@ class Rewards(Section):
         if not self.functions:
             raise ValueError("functions is empty: name at least one reward")
         return self
+
+
+class Judge(Section):
+    """A second opinion on free-text answers that the rules call wrong. Its API key stands in the environment only."""
+
+    enabled: bool = False
+    url: str = Field("http://localhost:11434/v1", description="any OpenAI-compatible URL; the default is Ollama's")
+    model: Annotated[str, Field(min_length=1)] = "llama3.2"
+    timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
+    max_retries: Annotated[int, Field(ge=0, le=10)] = 2
+    concurrency: Annotated[int, Field(ge=1, le=256)] = Field(4, description="questions at once, in each process")
+    cache_dir: str = Field("", description="folder of its verdicts; empty takes one in the user's cache")
 
 
 # What a run passes to its trainer from other parts of the configuration; `train.extra` must not undo it.
@@ -169,6 +190,7 @@ class RunConfig(Section):
     data: Data = Data()
     model: Model = Model()
     rewards: Rewards = Rewards()
+    judge: Judge = Judge()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()

@@ -367,6 +367,8 @@ def training_arguments(run: RunConfig, dataset: str, base: str, output_dir: str,
         "min_pixels": run.model.min_pixels,
         "max_pixels": run.model.max_pixels,
         "reward_funcs": list(run.rewards.functions),
+        "reward_combination": run.rewards.combination,
+        "format_reward": run.rewards.format_mode,
         "seed": run.seed,
         "logging_steps": 1,
         "save_strategy": "no",
@@ -374,6 +376,19 @@ def training_arguments(run: RunConfig, dataset: str, base: str, output_dir: str,
     }
     if run.rewards.weights:
         options["reward_weights"] = list(run.rewards.weights)
+    if run.rewards.step_encoder:
+        options["step_encoder"] = run.rewards.step_encoder
+    if run.judge.enabled:
+        options |= {
+            "use_judge": True,
+            "judge_url": run.judge.url,
+            "judge_model": run.judge.model,
+            "judge_timeout": run.judge.timeout_seconds,
+            "judge_retries": run.judge.max_retries,
+            "judge_concurrency": run.judge.concurrency,
+        }
+        if run.judge.cache_dir:
+            options["judge_cache_dir"] = run.judge.cache_dir
     if run.train.num_generations:
         options["num_generations"] = run.train.num_generations
     if run.train.deepspeed:

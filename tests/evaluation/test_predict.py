@@ -185,7 +185,10 @@ def judged(text: str, **changes) -> Prediction:
         def decode(self, tokens, skip_special_tokens):
             return "".join(map(chr, tokens if tokens[-1] else tokens[:-1]))
 
-    return module._judge(row(b"", 0, **changes), [*map(ord, text), 0, 0, 0], frozenset([0]), Tokenizer())
+    asked = row(b"", 0, **changes)
+    prediction = module._judge(asked, [*map(ord, text), 0, 0, 0], frozenset([0]), Tokenizer())
+    (scored,) = module._with_reasoning([asked], [prediction])
+    return scored
 
 
 def test_a_completion_is_judged_by_the_contract_the_grader_and_the_step_matcher():

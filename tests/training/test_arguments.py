@@ -242,3 +242,64 @@ def test_every_option_of_ours_has_one_description() -> None:
     import dataclasses
 
     assert all(field.metadata.get("help") for field in dataclasses.fields(arguments.VQAArguments))
+
+
+@pytest.mark.usefixtures("cpu")
+def test_the_rewards_options_reach_the_rewards() -> None:
+    from vqa_grpo.rewards.settings import RewardSettings
+    from vqa_grpo.scoring.judge import JudgeSettings
+
+    flags = "--reward_combination gated --format_reward binary --per_device_train_batch_size 4 --use_llm_judge "
+    flags += "--llm_judge_model tiny --judge_url http://judge:8000/v1 --judge_timeout 5 --judge_retries 1 "
+    flags += "--judge_concurrency 2 --judge_cache_dir /cache"
+    assert RewardSettings.from_options(read([*BASE, *flags.split()]).values) == RewardSettings(
+        combination="gated",
+        format_reward="binary",
+        judge=JudgeSettings("http://judge:8000/v1", "tiny", 5.0, 1, 2, "/cache"),
+    )
+    plain = read([*BASE, "--per_device_train_batch_size", "4"]).values
+    assert RewardSettings.from_options(plain) == RewardSettings()
+
+
+@pytest.mark.usefixtures("cpu")
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--reward_combination sum", "additive"),
+        ("--format_reward strict", "graded"),
+        ("--judge_model llama3.2", "no effect without --use_judge"),
+        ("--use_judge --judge_url ftp://x", "no http"),
+    ],
+)
+def test_rewards_options_that_cannot_work_are_refused(flags: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        read([*BASE, "--per_device_train_batch_size", "4", *flags.split()])
+
+
+@pytest.mark.usefixtures("cpu")
+def test_a_run_configuration_becomes_the_same_rewards() -> None:
+    from vqa_grpo import config
+    from vqa_grpo.rewards.settings import RewardSettings
+    from vqa_grpo.scoring.judge import JudgeSettings
+    from vqa_grpo.steps import training_arguments
+
+    def settings(*changes: str) -> RewardSettings:
+        words = training_arguments(config.load("", changes), "/data", "/base", "/out", "/model")
+        return RewardSettings.from_options(read(words).values)
+
+    assert settings() == RewardSettings()
+    assert settings("judge.url=http://judge/v1") == RewardSettings()
+    assert settings("rewards.step_encoder=lexical") == RewardSettings(step_encoder="lexical")
+    changes = ["rewards.combination=gated", "rewards.format_mode=binary", "judge.enabled=true", "judge.model=tiny"]
+    assert settings(*changes, "judge.timeout_seconds=7", "judge.cache_dir=/cache") == RewardSettings(
+        "gated", "binary", judge=JudgeSettings(model="tiny", timeout_seconds=7.0, cache_dir="/cache")
+    )
+    assert (
+        JudgeSettings()
+        == RewardSettings.from_options(
+            read(training_arguments(config.load("", ["judge.enabled=true"]), "/d", "/b", "/o", "/m")).values
+        ).judge
+    )
+    with pytest.raises(ConfigurationError, match="password") as caught:
+        config.load("", ["judge.url=http://me:secret@host/v1"])
+    assert "secret" not in str(caught.value)

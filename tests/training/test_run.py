@@ -38,7 +38,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_datas
     """One run that several tests look at, with debug logs and progress lines on."""
     output = tmp_path_factory.mktemp("plain")
     done = run(
-        *("-m", "vqa_grpo.training", *options(tiny_model, tiny_dataset, output)),
+        *("-m", "vqa_grpo.training", *options(tiny_model, tiny_dataset, output, "--reward_combination", "gated")),
         VQA_GRPO_PROGRESS="lines",
         DEBUG_MODE="true",
     )
@@ -55,6 +55,7 @@ def test_a_run_leaves_a_model_that_loads_with_its_processor_and_records(plain: t
     history = json.loads((output / "history.json").read_text())
     assert [entry["step"] for entry in history if "reward" in entry] == [1, 2]
     assert all(f"rewards/{name}/mean" in history[0] for name in ("format", "accuracy", "reasoning"))
+    assert {"reasoning/gate_open", "format/outcome/no_json", "accuracy/type/yes_no"} <= set(history[0])
     record = json.loads((output / "training.json").read_text())
     assert record["steps"] == 2
     assert record["arguments"]["vqa"]["reward_funcs"] == ["format", "accuracy", "reasoning"]

@@ -310,16 +310,28 @@ def parse(completion: Annotated[str, typer.Option(help="A model's completion.")]
 
 @app.command("score-steps")
 def score_steps(
-    step: Annotated[list[str], typer.Option(help="A model's reasoning step; may be given many times.")],
-    reference: Annotated[list[str], typer.Option(help="A reference step; may be given many times.")],
+    step: Annotated[list[str] | None, typer.Option(help="A model's reasoning step; may be given many times.")] = None,
+    reference: Annotated[list[str] | None, typer.Option(help="A reference step; may be given many times.")] = None,
+    question: Annotated[str, typer.Option(help="The question; a step that only repeats it earns nothing.")] = "",
+    mode: Annotated[
+        str, typer.Option(help="semantic, lexical (no model), or crystal (the published one).")
+    ] = "semantic",
+    encoder: Annotated[str, typer.Option(help="A sentence-transformers name or folder instead of the default.")] = "",
+    order: Annotated[bool, typer.Option("--order", help="Also say how far the steps keep the order.")] = False,
+    file: Annotated[Path | None, typer.Option(help="JSONL of steps, references, question; prints JSONL.")] = None,
     as_json: Json = False,
 ) -> None:
     """Match reasoning steps with reference steps."""
-    from vqa_grpo.scoring.steps import match_f1
+    from vqa_grpo.cli.score_steps import score_file, score_one
 
-    score = match_f1(step, reference)
-    assert score is not None
-    _say(asdict(score), as_json, f"precision {score.precision:.3f}, recall {score.recall:.3f}, F1 {score.f1:.3f}")
+    if file is not None:
+        if step or reference or question:
+            raise ConfigurationError("score-steps: give --file, or --step and --reference, not both")
+        for line in score_file(file, mode, encoder, order):
+            print(json.dumps(line, sort_keys=True, allow_nan=False))
+        return
+    result, text = score_one(step or [], reference or [], question, mode, encoder, order)
+    _say(result, as_json, text)
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------

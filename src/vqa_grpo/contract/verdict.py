@@ -8,13 +8,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Verdict:
-    """`gold_type` is fixed from the gold answer and the options, never from the prediction."""
+    """`gold_type` is fixed from the gold answer and the options, never from the prediction.
+
+    `seen` and `expected` are the normalised forms that were compared, one of `expected` for each gold answer tried.
+    """
 
     correct: bool
     reward: float
     gold_type: str
     rule: str
     explanation: str
+    seen: str = ""
+    expected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from vqa_grpo.contract.record import offered
 from vqa_grpo.contract.verdict import Prediction, prediction_schema
 from vqa_grpo.models.load import load_model, load_processor
 from vqa_grpo.scoring.answer import grade
-from vqa_grpo.scoring.steps import match_f1
+from vqa_grpo.scoring.steps import match_many
 
 if TYPE_CHECKING:
     import datasets
@@ -40,7 +40,7 @@ def predict(
     max_pixels: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Prediction]:
-    """One prediction for each row, as batches finish; rows of one length go together, so not in the data set's order.
+    """One prediction for each row, as windows finish; rows of one length go together, so not in the data set's order.
 
     Decoding is greedy and nothing else: a model folder's own generation settings (Qwen's repetition penalty, say)
     do not apply, because training samples without them. Weights are float32 on a CPU and bfloat16 on a GPU. A batch
@@ -58,12 +58,14 @@ def predict(
         window.sort(
             key=lambda row: _expected_length(row, prompt), reverse=True
         )  # the longest first: memory fails early
+        judged: list[Prediction] = []
         for start in range(0, len(window), batch_size):
             batch = window[start : start + batch_size]
             for row, tokens in zip(batch, _complete(model, processor, batch, prompt), strict=True):
-                yield _judge(row, tokens, ends, processor.tokenizer)
+                judged.append(_judge(row, tokens, ends, processor.tokenizer))
             done += len(batch)
             progress(done, total)
+        yield from _with_reasoning(window, judged)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
@@ -222,7 +224,6 @@ def _judge(row: Mapping[str, Any], tokens: list[int], ends: frozenset[int], toke
     text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
     completion = parse(text)
     verdict = grade(completion.answer, [row["answer"]], offered(row.get("choices"), row.get("options")))
-    steps = match_f1(completion.steps, row.get("reference_steps") or ())
     notes = [verdict.explanation, *completion.reasons]
     if cut_off:
         notes.append(f"cut off at the limit of {length} tokens")
@@ -243,5 +244,17 @@ def _judge(row: Mapping[str, Any], tokens: list[int], ends: frozenset[int], toke
         rule=verdict.rule,
         # A key quoted from hostile JSON may be a lone surrogate, which Arrow refuses.
         explanation="; ".join(notes).encode(errors="backslashreplace").decode(),
-        reasoning_f1=None if steps is None else steps.f1,
+        reasoning_f1=None,
     )
+
+
+def _with_reasoning(rows: Sequence[Mapping[str, Any]], judged: Sequence[Prediction]) -> Iterator[Prediction]:
+    """Score the steps of all rows with one call of the sentence encoder; rows without references never load it."""
+    scores = match_many(
+        [
+            (prediction.steps, row.get("reference_steps") or (), row["question"])
+            for row, prediction in zip(rows, judged, strict=True)
+        ]
+    )
+    for prediction, score in zip(judged, scores, strict=True):
+        yield replace(prediction, reasoning_f1=None if score is None else score.f1)

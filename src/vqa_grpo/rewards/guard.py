@@ -19,9 +19,10 @@ failures: Counter[str] = Counter()
 def guarded(function: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
     """Wrap a reward function of TRL's signature, so that it always returns one usable number, or None, per row.
 
-    An exception, a wrong number of rewards or a value that is no finite number counts as 0.0 for the rows
-    concerned. It is logged once per reward, counted in `failures`, and shows in the training log as the metric
-    `rewards/<name>/failed`, so that a broken reward is seen and cannot pass for a bad model.
+    A call that fails as a whole (an exception, a wrong number of rewards) gives None for every row, so that no
+    completion is set above another by accident. A single value that is no finite number counts as 0.0: TRL would
+    sum a lone None as 0 anyway. Either is logged once per reward, counted in `failures`, and shows in the training
+    log as the metric `rewards/<name>/failed`, so that a broken reward is seen and cannot pass for a bad model.
     """
     label = str(name or getattr(function, "__name__", type(function).__name__))
 
@@ -49,27 +50,6 @@ def guarded(function: Callable[..., Any], name: str | None = None) -> Callable[.
     return wrapper
 
 
-def by_row(name: str, score: Callable[[str, dict[str, Any]], float | None]) -> Callable[..., Any]:
-    """A guarded reward made from a function of one completion's text and its row; a bad row costs only itself."""
-
-    def reward(prompts: list[Any], completions: list[Any], **columns: Any) -> Rewards:
-        rewards: Rewards = []
-        failed = 0
-        for index, completion in enumerate(completions):
-            try:
-                row = {k: v[index] for k, v in columns.items() if isinstance(v, list) and index < len(v)}
-                rewards.append(score(text_of(completion), {**row, "prompt": prompts[index]}))
-            except Exception as error:
-                note_failure(name, error)
-                rewards.append(0.0)
-                failed += 1
-        if failed:
-            _log_metric(name, failed, columns)
-        return rewards
-
-    return guarded(reward, name)
-
-
 def text_of(completion: Any) -> str:
     """The text of a completion, which TRL hands over as a string or as a list of chat messages."""
     if isinstance(completion, str):
@@ -84,15 +64,13 @@ def note_failure(name: str, error: BaseException | str) -> None:
     failures[name] += 1
     if failures[name] == 1:
         info = error if isinstance(error, BaseException) else None
-        logger.error(
-            "reward %s failed and counts 0.0 (said once; see rewards/%s/failed): %s", name, name, error, exc_info=info
-        )
+        logger.error("reward %s failed (said once; see rewards/%s/failed): %s", name, name, error, exc_info=info)
 
 
 def _all_failed(name: str, error: BaseException | str, rows: int, columns: dict[str, Any]) -> Rewards:
     note_failure(name, error)
-    _log_metric(name, rows, columns)
-    return [0.0] * rows
+    report_failed(name, rows, columns)
+    return [None] * rows
 
 
 def _checked(name: str, returned: Any, rows: int, columns: dict[str, Any]) -> Rewards:
@@ -105,11 +83,12 @@ def _checked(name: str, returned: Any, rows: int, columns: dict[str, Any]) -> Re
     wrong = [value for value in values if value is not None and not math.isfinite(value)]
     if wrong:
         note_failure(name, f"returned {wrong[0]}")
-        _log_metric(name, len(wrong), columns)
+        report_failed(name, len(wrong), columns)
     return [0.0 if value is not None and not math.isfinite(value) else value for value in values]
 
 
-def _log_metric(name: str, rows: int, columns: dict[str, Any]) -> None:
+def report_failed(name: str, rows: int, columns: dict[str, Any]) -> None:
+    """The number of failed rows as a metric of the training log."""
     # TRL gathers the metrics' names over the ranks first, so a metric that only one rank has is safe.
     log = columns.get("log_metric")
     if callable(log):

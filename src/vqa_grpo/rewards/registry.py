@@ -8,24 +8,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError
-from vqa_grpo.rewards import vqa
 from vqa_grpo.rewards.guard import guarded
-
-REWARDS: dict[str, Callable[..., Any]] = {
-    "format": vqa.format,
-    "accuracy": vqa.accuracy,
-    "reasoning": vqa.reasoning,
-}
+from vqa_grpo.rewards.settings import RewardSettings
+from vqa_grpo.rewards.vqa import NAMES, VQARewards
+from vqa_grpo.scoring import steps
 
 
-def load_rewards(names: Sequence[str]) -> list[Callable[..., Any]]:
+def load_rewards(names: Sequence[str], settings: RewardSettings | None = None) -> list[Callable[..., Any]]:
     """The named rewards in order: ours by name, anyone else's as `package.module:function`.
 
-    Raises ConfigurationError for a name that stands for nothing, stands twice, or cannot be imported.
+    `settings` change ours alone: a reward of somebody else's stays as it is. Raises ConfigurationError for a name
+    that stands for nothing, stands twice, or cannot be imported.
     """
     if not names:
-        raise ConfigurationError(f"no reward function: give --reward_funcs at least one of {', '.join(REWARDS)}")
-    rewards = [REWARDS[name] if name in REWARDS else _imported(name) for name in names]
+        raise ConfigurationError(f"no reward function: give --reward_funcs at least one of {', '.join(NAMES)}")
+    settings = settings or RewardSettings()
+    if "reasoning" in names:
+        steps.check(*settings.step_match)  # else the first round would find out
+    ours = VQARewards(settings).functions()
+    rewards = [ours[name] if name in ours else _imported(name) for name in names]
     labels = [reward.__name__ for reward in rewards]
     for label in labels:
         if labels.count(label) > 1:
@@ -36,9 +37,9 @@ def load_rewards(names: Sequence[str]) -> list[Callable[..., Any]]:
 def _imported(name: str) -> Callable[..., Any]:
     module, separator, attribute = name.partition(":") if ":" in name else name.rpartition(".")
     if not separator or not module or not attribute:
-        close = difflib.get_close_matches(name.lower(), REWARDS, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else "give one of ours, or your own as package.module:function"
-        raise ConfigurationError(f"unknown reward function {name!r} (ours: {', '.join(REWARDS)}): {hint}")
+        raise ConfigurationError(f"unknown reward function {name!r} (ours: {', '.join(NAMES)}): {hint}")
     try:
         function = importlib.import_module(module)
         for part in attribute.split("."):

@@ -36,8 +36,9 @@ def train(arguments: Arguments) -> Path:
     evaluated = open_split(dataset_folder, template, vqa.eval_split, arguments) if grpo.eval_strategy != "no" else None
 
     from vqa_grpo.rewards.registry import load_rewards
+    from vqa_grpo.rewards.settings import RewardSettings
 
-    rewards = load_rewards(vqa.reward_funcs)
+    rewards = load_rewards(vqa.reward_funcs, RewardSettings.from_options(vars(vqa)))
 
     from vqa_grpo.training import policy
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vqa_grpo.contract.failure import ConfigurationError
+from vqa_grpo.scoring import judge
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig, TrlParser
@@ -26,7 +27,13 @@ MAX_PIXELS = 1280 * PIXELS_PER_TOKEN
 MAX_GENERATIONS = 8
 VQA_COMPLETION_LENGTH = 768
 
-ALIASES = {"target_modules": "lora_target_modules", "torch_dtype": "dtype"}
+ALIASES = {
+    "target_modules": "lora_target_modules",
+    "torch_dtype": "dtype",
+    "use_llm_judge": "use_judge",
+    "llm_judge_model": "judge_model",
+    "llm_judge_base_url": "judge_url",
+}
 REFUSED = {
     "max_prompt_length": "TRL no longer cuts prompts, and a cut would lose image tokens: "
     "bound the picture with --max_pixels and leave long questions out of the data set",
@@ -57,6 +64,48 @@ class VQAArguments:
             "help": "Rewards, in the order of --reward_weights: format, accuracy, reasoning (needs the column "
             "reference_steps), or a function of yours as package.module:function."
         },
+    )
+    reward_combination: str = field(
+        default="additive",
+        metadata={
+            "help": "'additive' pays each reward by itself; 'gated' pays reasoning only on top of a right answer, so "
+            "that a wrong one earns format alone.",
+            "choices": ["additive", "gated"],
+        },
+    )
+    format_reward: str = field(
+        default="graded",
+        metadata={
+            "help": "'graded' gives 1 for exactly the prompt's JSON object and part marks for something near it; "
+            "'binary' gives 1 for that object whatever stands around it, and 0 otherwise.",
+            "choices": ["graded", "binary"],
+        },
+    )
+    step_encoder: str = field(
+        default="",
+        metadata={
+            "help": "What compares reasoning steps: a sentence-transformers name or folder, or 'lexical' for words "
+            "alone; empty takes the packaged all-MiniLM-L6-v2."
+        },
+    )
+    use_judge: bool = field(
+        default=False,
+        metadata={"help": "Ask a language model about free-text answers that the rules call wrong."},
+    )
+    judge_url: str = field(
+        default=judge.OLLAMA,
+        metadata={
+            "help": "OpenAI-compatible URL of the judge; its API key comes from the variable VQA_GRPO_JUDGE_API_KEY or "
+            "OPENAI_API_KEY only."
+        },
+    )
+    judge_model: str = field(default="llama3.2", metadata={"help": "The judge's name on its server."})
+    judge_timeout: float = field(default=30.0, metadata={"help": "Seconds to wait for one reply."})
+    judge_retries: int = field(default=2, metadata={"help": "How often a question is asked again after a failure."})
+    judge_concurrency: int = field(default=4, metadata={"help": "Questions under way at once, in each process."})
+    judge_cache_dir: str = field(
+        default="",
+        metadata={"help": "Folder of the judge's verdicts; empty takes one in VQA_GRPO_CACHE or ~/.cache/vqa-grpo."},
     )
     prompt_template: str = field(
         default="vqa",
@@ -261,9 +310,14 @@ def _model_without_remote_code(reading: Reading) -> None:
 def _rewards(reading: Reading) -> None:
     from vqa_grpo.contract import prompt
     from vqa_grpo.rewards.registry import load_rewards
+    from vqa_grpo.rewards.settings import RewardSettings
 
     values = reading.values
-    load_rewards(values["reward_funcs"])
+    settings = RewardSettings.from_options(values)
+    idle = sorted(name for name in reading.given if name.startswith("judge_"))
+    if idle and not values["use_judge"]:
+        raise ConfigurationError(f"--{idle[0]} has no effect without --use_judge: add --use_judge")
+    load_rewards(values["reward_funcs"], settings)
     weights = values["reward_weights"]
     if weights and len(weights) != len(values["reward_funcs"]):
         raise ConfigurationError(

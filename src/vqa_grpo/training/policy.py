@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.models.load import load_model
+from vqa_grpo.models.zero_init import outside_zero_init
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -105,26 +104,9 @@ def save(trainer: GRPOTrainer, processor: Any, source: str, arguments: Arguments
     if trainer.is_world_process_zero():
         from peft import PeftModel
 
-        with _outside_zero_init():
+        with outside_zero_init():
             base = load_model(source, arguments.model.dtype, revision=arguments.model.model_revision)
             PeftModel.from_pretrained(base, str(folder / "adapter")).merge_and_unload().save_pretrained(str(folder))
         processor.save_pretrained(str(folder))
     trainer.accelerator.wait_for_everyone()
     return folder
-
-
-@contextlib.contextmanager
-def _outside_zero_init() -> Iterator[None]:
-    """While a ZeRO-3 configuration is alive, transformers builds every model with empty, sharded weights."""
-    from transformers.integrations import deepspeed
-
-    reference = deepspeed._hf_deepspeed_config_weak_ref
-    config = reference() if reference is not None else None
-    if config is None:
-        yield
-        return
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed.set_hf_deepspeed_config(config)

@@ -1,0 +1,75 @@
+"""The verb score-steps: one completion's steps, or a file of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+from vqa_grpo.contract.failure import ConfigurationError, DataError
+from vqa_grpo.scoring.steps import Mode, StepScore, check, match_many
+from vqa_grpo.scoring.steps.match import Item
+
+ROWS_PER_ROUND = 256
+NAMES = tuple(field.name for field in fields(StepScore))
+
+
+def score_one(
+    steps: list[str], references: list[str], question: str, mode: str, encoder: str, order: bool
+) -> tuple[dict[str, Any], str]:
+    """The figures as a dictionary, and as a line for people."""
+    if not references:
+        raise ConfigurationError("score-steps: give at least one --reference, or --file")
+    (score,) = match_many([(steps, references, question)], mode=_mode(mode), encoder=encoder or None, order=order)
+    if score is None:
+        raise ConfigurationError("score-steps: every --reference is empty")
+    text = (
+        f"precision {score.precision:.3f}, recall {score.recall:.3f}, F1 {score.f1:.3f} "
+        f"({score.length_controlled:+.3f} against its value at full precision): "
+        f"{score.matched} of {score.steps} steps match, of {score.references} references; "
+        f"{score.duplicates} duplicates, {score.echoes} echoes, {score.conflicts} in conflict"
+    )
+    return _figures(score), text if score.order is None else f"{text}; order {score.order:.3f}"
+
+
+def score_file(path: Path, mode: str, encoder: str, order: bool) -> Iterator[dict[str, Any]]:
+    """The figures of each row, with its `id` if it has one; null for a row without references."""
+    check(_mode(mode), encoder or None)
+    with path.open(encoding="utf-8") as file:
+        rows = (_row(line, f"{path}, line {number}") for number, line in enumerate(file, 1) if line.strip())
+        while chunk := list(islice(rows, ROWS_PER_ROUND)):
+            scores = match_many([item for _, item in chunk], mode=_mode(mode), encoder=encoder or None, order=order)
+            for (row, _), score in zip(chunk, scores, strict=True):
+                named = {"id": row["id"]} if "id" in row else {}
+                yield named | (dict.fromkeys(NAMES) if score is None else _figures(score))
+
+
+def _figures(score: StepScore) -> dict[str, Any]:
+    return asdict(score) | ({} if score.order is None else {"ordered_f1": score.ordered_f1})
+
+
+def _mode(name: str) -> Mode:
+    for mode in get_args(Mode):
+        if mode == name:
+            return mode
+    raise ConfigurationError(f"--mode {name}: use one of {', '.join(get_args(Mode))}")
+
+
+def _row(line: str, where: str) -> tuple[dict[str, Any], Item]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: not a JSON object")
+    return row, (_texts(row, "steps", where), _texts(row, "references", where), str(row.get("question") or ""))
+
+
+def _texts(row: dict[str, Any], key: str, where: str) -> list[str]:
+    texts = row.get(key) or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{where}: {key} must be a list of strings")
+    return texts

@@ -1,0 +1,174 @@
+"""Dates and times of day, exact to the fields that the gold answer gives.
+
+A date of three numbers is read as day-month and as month-day. Where both readings exist it equals only a date with the
+same two readings: an ambiguous answer is wrong against a clear one. A gold time without am or pm accepts either.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from vqa_grpo.scoring.answer.normal import Match, plain, tidy
+from vqa_grpo.scoring.answer.number_words import SMALL
+
+_MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
+_MONTH = {name[:n]: i + 1 for i, name in enumerate(_MONTHS) for n in (3, len(name))} | {"sept": 9}
+_DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+_DAY = {name[:n]: name for name in _DAYS for n in (3, len(name))} | {"tues": "tuesday", "thurs": "thursday"}
+_M, _D, _Y = rf"({'|'.join(sorted(_MONTH, key=len, reverse=True))})\.?", r"(\d{1,2})(?:st|nd|rd|th)?", r"(\d{4})"
+_FORMS = [
+    (re.compile(rf"{_M} {_D}(?:,? {_Y})?"), "mdy"),
+    (re.compile(rf"(?:the )?{_D}(?: of)?[ -]{_M}(?:,?[ -]{_Y})?"), "dmy"),
+    (re.compile(rf"{_M},? {_Y}"), "my"),
+    (re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})"), "ymd"),
+    (re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4}|\d{2})"), "either"),
+]
+_WEEKDAY = re.compile(rf"(?:on )?({'|'.join(sorted(_DAY, key=len, reverse=True))})\.?(?:,\s*|\s+)(?=.*\d)")
+_CLOCK = re.compile(
+    r"(?:at )?(?:(\d{1,2}):(\d{2})(?::(\d{2}))?|(\d{1,2})(?:[.](\d{2}))?(?=\s*[ap]\.?m)|(\d{1,2})(?= o'?clock))"
+    r"(?: o'?clock)?(?:\s*(a|p)\.?m\.?)?(?:\s*(?:hrs?|hours))?"
+)
+_SPOKEN = re.compile(
+    r"(?:at )?(?:(half|quarter|a quarter|[a-z-]+)(?: minutes)? (past|to) ([a-z]+|\d{1,2})|([a-z]+) o'?clock)"
+    r"(?:\s*(a|p)\.?m\.?)?"
+)
+_BOTH = re.compile(r"(.+?),? (?:at )?(\S*\d:\d\d\S*(?: ?[ap]\.?m\.?)?)|(\d\S*:\d\d(?: ?[ap]\.?m\.?)?),? (?:on )?(.+)")
+
+
+class Clock(NamedTuple):
+    hour: int
+    minute: int
+    second: int
+    half: str  # "am", "pm", "24" where the hour itself says so, "" where it stays open
+
+
+class Moment(NamedTuple):
+    """`dates` holds the readings as (year, month, day) with 0 for what is not said; `name` a lone month or weekday."""
+
+    dates: frozenset[tuple[int, int, int]] = frozenset()
+    clock: Clock | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        dates = " or ".join("-".join(f"{part:02d}" if part else "?" for part in date) for date in sorted(self.dates))
+        clock = (
+            f"{self.clock.hour}:{self.clock.minute:02d}:{self.clock.second:02d} {self.clock.half}" if self.clock else ""
+        )
+        return " ".join(filter(None, (dates, clock.strip(), self.name)))
+
+
+def is_gold(gold: str) -> bool:
+    """A full date or time, or the full name of a month or weekday: "sun" and "mar" may be something else."""
+    moment = read(gold)
+    return moment is not None and (not moment.name or plain(gold) == moment.name)
+
+
+def match(prediction: str, gold: str) -> Match:
+    seen, expected = read(prediction), read(gold)
+    correct = seen is not None and expected is not None and _same(seen, expected)
+    return Match(correct, "datetime", str(seen) if seen else plain(prediction), str(expected or plain(gold)))
+
+
+def _same(seen: Moment, gold: Moment) -> bool:
+    if (seen.dates, seen.name) != (gold.dates, gold.name) or (seen.clock is None) != (gold.clock is None):
+        return False
+    if seen.clock is None or gold.clock is None:
+        return True
+    if gold.clock.half == "":
+        return seen.clock.half != "24" and seen.clock[:3] == gold.clock[:3]
+    return _absolute(seen.clock) == _absolute(gold.clock)
+
+
+def _absolute(clock: Clock) -> tuple[int, int, int]:
+    if clock.half in ("am", "pm"):
+        return clock.hour % 12 + 12 * (clock.half == "pm"), clock.minute, clock.second
+    return clock[:3]
+
+
+def read(text: str) -> Moment | None:
+    """A text that is one date, one time of day or both; None for anything else.
+
+    >>> str(read("March 5th, 2010")), str(read("5/3/2010")), str(read("10:30 p.m."))
+    ('2010-03-05', '2010-03-05 or 2010-05-03', '10:30:00 pm')
+    """
+    if len(text) > 60:
+        return None
+    text = tidy(text).casefold().rstrip(",; ")
+    if not text.endswith((".m.", "am.", "pm.")):
+        text = text.rstrip(".")
+    if text in _DAY or text in _MONTH:
+        return Moment(name=_DAY.get(text) or _MONTHS[_MONTH[text] - 1])
+    if not text or not (text[0].isdigit() or text[-1].isdigit() or text.endswith(("m", "m.", "k")) or " " in text):
+        return Moment(clock=_NAMED[text]) if text in _NAMED else None
+    if clock := _clock(text):
+        return Moment(clock=clock)
+    if dates := _dates(text):
+        return Moment(dates)
+    if both := _BOTH.fullmatch(text):
+        dates, clock = _dates(both[1] or both[4]), _clock(both[2] or both[3])
+        return Moment(dates, clock) if dates and clock else None
+    return None
+
+
+_NAMED = {"noon": Clock(12, 0, 0, "pm"), "midday": Clock(12, 0, 0, "pm"), "midnight": Clock(12, 0, 0, "am")}
+
+
+def _clock(text: str) -> Clock | None:
+    if text in _NAMED:
+        return _NAMED[text]
+    if found := _CLOCK.fullmatch(text):
+        hour = int(found[1] or found[4] or found[6])
+        minute, second, half = int(found[2] or found[5] or 0), int(found[3] or 0), found[7]
+    elif found := _SPOKEN.fullmatch(text):
+        named = found[3] or found[4]
+        hour, second, half = int(named) if named.isdigit() else SMALL.get(named, 0), 0, found[5]
+        minute = {"half": 30, "quarter": 15, "a quarter": 15}.get(found[1] or "", -1) if found[1] else 0
+        if minute < 0:
+            minute = _minutes(found[1])
+        if not 1 <= hour <= 12 or minute < 0:
+            return None
+        if found[2] == "to":
+            hour, minute = (hour - 2) % 12 + 1, 60 - minute
+    else:
+        return None
+    if hour > 23 or minute > 59 or second > 59 or (half and not 1 <= hour <= 12):
+        return None
+    return Clock(hour, minute, second, half + "m" if half else "" if 1 <= hour <= 12 else "24")
+
+
+def _minutes(words: str) -> int:
+    values = [SMALL.get(word, -99) for word in words.split("-")]
+    return sum(values) if len(values) <= 2 and 0 < sum(values) < 60 else -1
+
+
+def _dates(text: str) -> frozenset[tuple[int, int, int]]:
+    text = _WEEKDAY.sub("", text, count=1) if _WEEKDAY.match(text) else text
+    found, order = next(((found, order) for form, order in _FORMS if (found := form.fullmatch(text))), (None, ""))
+    if found is None:
+        return frozenset()
+    if order == "mdy":
+        readings = [(int(found[3] or 0), _MONTH[found[1]], int(found[2]))]
+    elif order == "dmy":
+        readings = [(int(found[3] or 0), _MONTH[found[2]], int(found[1]))]
+    elif order == "my":
+        readings = [(int(found[2]), _MONTH[found[1]], 0)]
+    elif order == "ymd":
+        readings = [(int(found[1]), int(found[2]), int(found[3]))]
+    else:
+        first, second, year = int(found[1]), int(found[3]), int(found[4])
+        readings = [(year, first, second), (year, second, first)]
+    return frozenset((y, m, d) for y, m, d in readings if 1 <= m <= 12 and (d or order == "my") and d <= 31)

@@ -1,0 +1,86 @@
+"""How answers are brought into one form before they are compared."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+MAX_CHARACTERS = 4096  # no answer to a visual question is longer; past it nothing is normalised at all
+
+
+class Match(NamedTuple):
+    """What one kind of comparison found: the rule that decided, and the two forms that it compared."""
+
+    correct: bool
+    rule: str
+    seen: str
+    expected: str
+
+
+_SAME = str.maketrans(
+    {
+        **dict.fromkeys("−‐‑‒–—﹣－", "-"),
+        **dict.fromkeys("‘’ʼ′`´", "'"),
+        **dict.fromkeys("“”„″", '"'),
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", None),
+    }
+)
+_SUPERSCRIPT = re.compile("[⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_AFTER_DIGIT = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞↉])")
+_LEAD_IN = re.compile(
+    r"(?:(?:so|thus|therefore|hence),?\s+)?(?:the|my)?\s*(?:final|correct|right|best)?\s*answer"
+    r"\s*(?:is|:|=|would be)\s*:?\s*(?=\S)",
+    re.IGNORECASE,
+)
+_WRAPPED = re.compile(r"(\*{1,3}|_{1,3}|[\"'`])(.+)\1", re.DOTALL)
+
+
+def tidy(text: str) -> str:
+    """One way to write each character: NFKC, plain quotes and dashes, single spaces, nothing wrapped around.
+
+    NFKC turns m² into m2 and 1½ into 11/2, so powers and mixed fractions are kept apart first.
+    """
+    if not text.isascii():
+        text = _SUPERSCRIPT.sub(lambda found: "^" + found[0].translate(_SUPERSCRIPT_DIGITS), text)
+        text = unicodedata.normalize("NFKC", _AFTER_DIGIT.sub(" ", text.translate(_SAME)))
+        text = text.translate(_SAME).replace("\u2044", "/").replace("\u2215", "/")
+    text = " ".join(text.replace("`", "'").split())
+    while (inner := _WRAPPED.fullmatch(text)) and inner[1] not in inner[2]:
+        text = inner[2].strip()
+    return text
+
+
+def without_lead_in(text: str) -> str:
+    """Drop "The answer is" from a prediction: what follows is the answer, whatever its type."""
+    return tidy(_LEAD_IN.sub("", text, count=1)) if _LEAD_IN.match(text) else text
+
+
+# Signs that change the meaning stay: 5%, C++, C#, $5, -5, 3.5, 10:30, 3-4, 1/2, <5, R&B, @home.
+_DROPPED = re.compile(
+    r"""(?<!\d)[.,:](?!\d)|(?<=\d)[.,:](?!\d)|(?<!\d)[,:](?=\d)|(?<=[^\W\d])\.(?=\d)|[!?;"'()\[\]{}|\\]"""
+)
+_SPACED = re.compile(r"(?<=\w)-(?!\d)|(?<=[^\W\d])-|(?<!\w)-(?!\d)|[_~…·•]")
+_RANGE = re.compile(r"(?<=\d) (?:-|to) (?=\d)|(?<=\d) -(?=\d)|(?<=\d)- (?=\d)")
+_ARTICLES = re.compile(r"(?<!\S)(?:[Tt]he|THE|[Aa]n|AN|a)(?=\s+\S)|^A(?=\s+[a-z])")
+
+
+def plain(text: str) -> str:
+    """The form in which texts are equal: case, articles, punctuation and white space do not count.
+
+    Articles go as in the VQA and SQuAD evaluations, but never the last word or a capital inside the text: vitamin A
+    is not vitamin. A text of nothing but punctuation stays as it is, so that it equals only itself.
+
+    >>> plain("The  T-shirt!"), plain("U.S.A."), plain("$1,000.50"), plain("-5"), plain("vitamin A")
+    ('t shirt', 'usa', '$1,000.50', '-5', 'vitamin a')
+    """
+    tidied = tidy(text)
+    kept = _SPACED.sub(" ", _DROPPED.sub("", tidied))
+    kept = _RANGE.sub("-", _ARTICLES.sub(" ", " ".join(kept.split())))
+    return " ".join(kept.casefold().split()) or tidied.casefold()
+
+
+def shown(text: str) -> str:
+    """A text as it may stand in an explanation: short, quoted, lone surrogates escaped."""
+    return repr(text if len(text) <= 80 else text[:79] + "…")

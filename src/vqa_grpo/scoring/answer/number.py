@@ -1,0 +1,350 @@
+"""Numbers with what may stand around them: percent, currency, units, a counted noun.
+
+The gold answer sets the precision. A whole number (a count, a year) and a fraction are exact; a decimal is met by every
+number that rounds to it at its printed precision. Arithmetic is on fractions, so nothing is lost on the way.
+
+What may be left out of a prediction: percent, currency, the counted noun, and units that the question counts in
+(years, days, degrees). A physical unit may not: the prompt asks for it, and 5 could be metres or miles. A gold answer
+without a unit accepts any one unit or noun, since there the question says what is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from vqa_grpo.scoring.answer import number_words, units
+from vqa_grpo.scoring.answer.normal import Match, plain, tidy
+
+MAX_LENGTH = 120
+_MAX_DIGITS = 40  # more are an identifier, and no arithmetic on them is worth its time
+_MAX_EXPONENT = 300
+
+_HEDGE = re.compile(r"(?:about|approximately|approx\.?|around|roughly|circa|ca\.|nearly|~|≈)\s*", re.IGNORECASE)
+_SIGN = re.compile(r"(?:([+-])|(minus|negative)\s)\s*", re.IGNORECASE)
+_CURRENCY_SIGNS = {"$": "USD", "us$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₩": "KRW"}
+_CURRENCY_WORDS = {
+    **dict.fromkeys(("usd", "dollar", "dollars", "us dollars", "bucks"), "USD"),
+    **dict.fromkeys(("eur", "euro", "euros"), "EUR"),
+    **dict.fromkeys(("gbp", "pound sterling", "pounds sterling"), "GBP"),
+    **dict.fromkeys(("jpy", "yen"), "JPY"),
+    **dict.fromkeys(("inr", "rupee", "rupees"), "INR"),
+    **dict.fromkeys(("cny", "yuan", "rmb"), "CNY"),
+    **dict.fromkeys(("krw", "won"), "KRW"),
+    **_CURRENCY_SIGNS,
+}
+_CURRENCY = re.compile(r"(US\$|[$€£¥₹₩]|(?:USD|EUR|GBP|JPY|INR|CNY|KRW)\b)\s*", re.IGNORECASE)
+_BODY = re.compile(
+    r"(?:(?P<whole>\d{1,9})\s+(?=\d+\s*/))?"
+    r"(?:(?P<top>\d{1,9})\s*/\s*(?P<bottom>\d{1,9})(?![\d.,/])"
+    r"|(?P<number>\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d{1,3}(?: \d{3})+(?!\d)|\d+(?!\d)|(?=\.\d))(?P<point>\.\d+)?"
+    r"(?:[eE](?P<e>[+-]?\d{1,4})(?!\d)|\s*[x×*·]\s*10(?:\^|\*\*)(?P<ten>[+-]?\d{1,4}|\([+-]?\d{1,4}\)))?)"
+)
+_SCALE = re.compile(
+    r"\s*(?P<word>(?i:hundred|thousand|million|billion|trillion|dozen|mn|bn|tn))s?(?![A-Za-z])"
+    r"|(?P<letter>[kKMB])(?![\w/])"  # 5k and 5M; 5 m and 5m are metres
+)
+_SCALES = {"hundred": 100, **number_words.SCALES, "dozen": 12, "mn": 10**6, "bn": 10**9, "tn": 10**12}
+_LETTER_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+_ORDINAL_TAIL = re.compile(r"(?:st|nd|rd|th)(?![a-z])", re.IGNORECASE)
+_NOUN = re.compile(r"(?:[A-Za-z]+(?:['-][A-Za-z]+)*)(?: [A-Za-z]+(?:['-][A-Za-z]+)*){0,3}")
+_NO_NOUN = frozenset(
+    [
+        "or",
+        "and",
+        "not",
+        "nor",
+        "maybe",
+        "perhaps",
+        "possibly",
+        "if",
+        "to",
+        "than",
+        "but",
+        "either",
+        "over",
+        "under",
+        "more",
+        "less",
+        "least",
+        "most",
+        "plus",
+        "minus",
+        "times",
+        "half",
+        "quarter",
+        "thousand",
+        "hundred",
+        "million",
+        "billion",
+        "versus",
+        "vs",
+        "through",
+        "until",
+        "out",
+    ]
+)
+_PEOPLE = frozenset(
+    [
+        "people",
+        "men",
+        "women",
+        "children",
+        "feet",
+        "teeth",
+        "mice",
+        "geese",
+        "fish",
+        "sheep",
+        "deer",
+        "person",
+        "man",
+        "woman",
+        "child",
+    ]
+)
+_TOKEN = re.compile(r"[a-z]+")
+_PARTS = re.compile(r"\s*([A-Za-z]+\.?|'|\")(?:\s*,\s*|\s+and\s+|\s*)(?=\d)")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """`step` is the printed precision, 0 where the number is exact; `digits` counts the significant digits."""
+
+    value: Fraction
+    step: Fraction = Fraction(0)
+    digits: int = 1
+    kind: str = ""  # "percent", "currency", "unit", "noun", "ordinal", or nothing beside the number
+    of: str = ""
+    unit: units.Unit = ()
+
+    def __str__(self) -> str:
+        plain_decimal = self.value.denominator > 1 and not _is_endless(self.value)
+        text = f"{float(self.value):.12g}" if plain_decimal else str(self.value)
+        if len(text) > 40:
+            text = text[:36] + "…"
+        of = self.of or " ".join(name if power == 1 else f"{name}^{power}" for name, power in self.unit)
+        return f"{text} {of}".strip()
+
+
+def is_gold(gold: str) -> bool:
+    """Whether a gold answer is a number: the number alone or with something that is known to go with numbers.
+
+    A word after the number counts when it can be counted ("3 dogs"); "one way" and "7 eleven" are names. Digits with a
+    leading zero are a code.
+
+    >>> [is_gold(text) for text in ("1,000", "5 cm", "3 dogs", "one way", "007", "3-4", "1/2")]
+    [True, True, True, False, False, False, True]
+    """
+    text = tidy(gold)
+    if re.match(r"0\d", text):
+        return False
+    quantity = read(text)
+    if quantity is None:
+        return False
+    return quantity.kind != "noun" or quantity.of.split()[-1] in _PEOPLE or text.endswith(("s", "S"))
+
+
+def match(prediction: str, gold: str) -> Match:
+    expected = read(tidy(gold))
+    seen = read(_HEDGE.sub("", tidy(prediction).removeprefix("#"), count=1))
+    if expected is None or seen is None:
+        return Match(False, "number_unreadable", plain(prediction), str(expected or plain(gold)))
+    correct, rule = _compare(seen, expected)
+    return Match(correct, rule, str(seen), str(expected))
+
+
+def _compare(seen: Quantity, gold: Quantity) -> tuple[bool, str]:
+    if gold.kind == "percent":
+        if seen.kind == "percent":
+            return _close(seen.value, gold.value, gold, seen), "number_percent"
+        printed = Quantity(gold.value * 100, gold.step * 100, gold.digits)
+        either = _close(seen.value, printed.value, printed, seen) or _close(seen.value, gold.value, gold, seen)
+        return seen.kind == "" and either, "number_percent"
+    if gold.kind == "":
+        if seen.kind == "percent" and _close(seen.value * 100, gold.value, gold, seen):
+            return True, "number_percent"
+        return _close(seen.value, gold.value, gold, seen), "number_exact" if gold.step == 0 else "number_precision"
+    if gold.kind == "unit":
+        return _compare_units(seen, gold)
+    same = seen.kind == "" or (seen.kind == gold.kind and _same_noun(seen.of, gold.of))
+    return same and _close(seen.value, gold.value, gold, seen), f"number_{gold.kind}"
+
+
+def _compare_units(seen: Quantity, gold: Quantity) -> tuple[bool, str]:
+    if seen.kind == "":
+        counted = len(gold.unit) == 1 and gold.unit[0][0] in units.COUNTED and gold.unit[0][1] == 1
+        return counted and _close(seen.value, gold.value, gold, seen), "number_unit_missing"
+    if seen.kind != "unit":
+        return False, "number_unit"
+    if seen.unit == gold.unit:
+        return _close(seen.value, gold.value, gold, seen), "number_unit"
+    there = units.conversion(seen.unit, gold.unit)
+    back = units.conversion(gold.unit, seen.unit)
+    if there is None or back is None:
+        return False, "number_unit"
+    try:
+        value = Fraction(float(seen.value) * there[0] + there[1])
+        tolerance = gold.step / 2 + abs(gold.value) / 10**9
+        if abs(value - gold.value) <= tolerance:
+            return True, "number_unit_converted"
+        # 5 miles are 8.05 km: a prediction in another unit is as exact as it is printed, if that is exact enough.
+        own = Fraction(float(gold.value) * back[0] + back[1])
+        return seen.digits >= 3 and abs(own - seen.value) <= seen.step / 2, "number_unit_converted"
+    except (OverflowError, ValueError):  # past the range of floats
+        return False, "number_unit_converted"
+
+
+def _close(seen: Fraction, gold: Fraction, precision: Quantity, printed: Quantity) -> bool:
+    distance = abs(seen - gold)
+    if distance <= precision.step / 2:
+        return True
+    # One third is never printed in full; two decimals of it are taken for it.
+    endless = precision.step == 0 and _is_endless(gold)
+    return endless and 0 < printed.step <= Fraction(1, 100) and distance <= printed.step / 2
+
+
+def _is_endless(value: Fraction) -> bool:
+    """Whether no decimal writes the fraction in full: its denominator has a prime other than 2 and 5."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest > 1
+
+
+def _same_noun(one: str, other: str) -> bool:
+    return _singular(one) == _singular(other)
+
+
+def _singular(noun: str) -> str:
+    last = noun.split()[-1] if noun else ""
+    return last[:-1] if last.endswith("s") and len(last) > 2 else last
+
+
+def read(text: str, depth: int = 0) -> Quantity | None:
+    """A tidied text that is one quantity and nothing else; None for anything else, so for ranges and alternatives.
+
+    >>> str(read("$1,234.50")), str(read("2 m 50 cm")), str(read("twenty-one thousand")), str(read("1 1/2 cups"))
+    ('1234.5 USD', '2.5 meter', '21000', '1.5 cup')
+    >>> read("3-4"), read("3 or 4"), read("9**9**9")
+    (None, None, None)
+    """
+    text = text.strip()
+    if not text or len(text) > MAX_LENGTH:
+        return None
+    if text.endswith((".", "!")):
+        text = text[:-1].rstrip()
+    sign = 1
+    currency = ""
+    for _ in range(2):  # -$5 and $-5
+        if found := _SIGN.match(text):
+            if sign < 0:
+                return None
+            sign = -1 if found[1] == "-" or found[2] else sign
+            text = text[found.end() :]
+        if not currency and (found := _CURRENCY.match(text)):
+            currency = _CURRENCY_WORDS[found[1].casefold()]
+            text = text[found.end() :]
+    body = _digits(text) if text[:1].isdigit() or text[:1] == "." else _in_words(text)
+    if body is None:
+        return None
+    value, step, digits, rest, ordinal = body
+    if found := _SCALE.match(rest):
+        factor = _SCALES[found["word"].casefold()] if found["word"] else _LETTER_SCALES[found["letter"]]
+        value, step, rest = value * factor, step * factor, rest[found.end() :]
+    elif currency and (found := re.match(r"\s?m\b", rest)):
+        value, step, rest = value * 10**6, step * 10**6, rest[found.end() :]
+    if not ordinal and (found := _ORDINAL_TAIL.match(rest)) and not step and value.denominator == 1:
+        ordinal, rest = True, rest[found.end() :]
+    quantity = Quantity(sign * value, step, digits)
+    return _with(quantity, rest, currency, ordinal, depth)
+
+
+def _with(number: Quantity, rest: str, currency: str, ordinal: bool, depth: int) -> Quantity | None:
+    """The number together with what stands after it."""
+
+    def of(kind: str, name: str = "", unit: units.Unit = (), scale: Fraction = Fraction(1)) -> Quantity:
+        return Quantity(number.value * scale, number.step * scale, number.digits, kind, name, unit)
+
+    apart = rest.startswith(" ")
+    tail = rest.strip()
+    folded = tail.casefold()
+    if currency:
+        return of("currency", currency) if not tail or _CURRENCY_WORDS.get(folded) == currency else None
+    if ordinal and not tail:
+        return of("ordinal", "th")
+    if not tail:
+        return of("")
+    if folded in ("%", "percent", "per cent", "pct", "percents"):
+        return of("percent", scale=Fraction(1, 100))
+    if name := _CURRENCY_WORDS.get(folded):
+        return of("currency", name)
+    if folded in ("cents", "cent", "¢"):
+        return of("currency", "USD", scale=Fraction(1, 100))
+    if not ordinal:
+        if tail in ("'", '"') and not apart:
+            return of("unit", unit=(("foot" if tail == "'" else "inch", 1),))
+        if unit := units.read(tail):
+            return of("unit", unit=unit)
+        if found := _PARTS.match(rest):
+            return _sum(number, found[1], rest[found.end() :], depth)
+    words = folded.split()
+    if apart and _NOUN.fullmatch(tail) and not _NO_NOUN & set(words) and not (set(words) & number_words.SMALL.keys()):
+        return of("noun", folded)
+    return None
+
+
+def _sum(first: Quantity, unit: str, rest: str, depth: int) -> Quantity | None:
+    """5 ft 10 in, 1 h 30 min: parts of one dimension, in the unit of the first."""
+    name = {"'": "foot", '"': "inch"}.get(unit)
+    found = ((name, 1),) if name else units.read(unit)
+    second = read(rest, depth + 1) if depth < 3 and found and first.step == 0 else None
+    if not found or second is None:
+        return None
+    if second.kind == "" and name == "foot":
+        second = Quantity(second.value, second.step, second.digits, "unit", "", (("inch", 1),))
+    factor = units.conversion(second.unit, found) if second.kind == "unit" else None
+    if factor is None or factor[1] or factor[0] >= 1:
+        return None
+    scale = Fraction(factor[0]).limit_denominator(10**6)
+    return Quantity(
+        first.value + second.value * scale, second.step * scale, first.digits + second.digits, "unit", "", found
+    )
+
+
+_Body = tuple[Fraction, Fraction, int, str, bool]
+
+
+def _digits(text: str) -> _Body | None:
+    found = _BODY.match(text)
+    if found is None or sum(map(str.isdigit, found[0])) > _MAX_DIGITS:
+        return None
+    if found["top"]:
+        if not int(found["bottom"]):
+            return None
+        value = Fraction(int(found["top"]), int(found["bottom"])) + int(found["whole"] or 0)
+        return value, Fraction(0), len(found["top"]), text[found.end() :], False
+    if found["whole"]:
+        return None
+    whole, decimals = re.sub("[, ]", "", found["number"] or ""), (found["point"] or ".")[1:]
+    exponent = int((found["e"] or found["ten"] or "0").strip("()"))
+    if abs(exponent) > _MAX_EXPONENT:
+        return None
+    scale = Fraction(10) ** exponent
+    step = Fraction(1, 10 ** len(decimals)) * scale if decimals else Fraction(0)
+    digits = len((whole + decimals).lstrip("0"))
+    return Fraction(int(whole + decimals or "0"), 10 ** len(decimals)) * scale, step, digits, text[found.end() :], False
+
+
+def _in_words(text: str) -> _Body | None:
+    words = [(found[0], found.end()) for found in _TOKEN.finditer(text.casefold()[:MAX_LENGTH])][:20]
+    number = number_words.read([word for word, _ in words])
+    if number is None:
+        return None
+    value, ordinal, used = number
+    end = words[used - 1][1]
+    if re.search(r"[^A-Za-z\s-]", text[:end]):  # "one, two" and "three (3)" are not one number in words
+        return None
+    return value, Fraction(0), 3, text[end:], ordinal

@@ -1,0 +1,38 @@
+"""Yes and no, and the words that data sets use for them."""
+
+from __future__ import annotations
+
+import re
+
+from vqa_grpo.scoring.answer.normal import Match, plain
+
+GOLDS = {"yes": "yes", "no": "no", "true": "yes", "false": "no"}
+_WORDS = {
+    **GOLDS,
+    **dict.fromkeys(("y", "yeah", "yep", "yup", "correct", "affirmative", "right"), "yes"),
+    **dict.fromkeys(("n", "nope", "nah", "incorrect", "negative", "wrong"), "no"),
+}
+_CLAUSE = re.compile(r"(yes|no)\s*[,.;:!-]\s*(.{1,80})", re.IGNORECASE)
+_AGAINST = {
+    "yes": re.compile(r"\b(?:no|not|none|never|false|maybe|or)\b|nt\b"),
+    "no": re.compile(r"\b(?:yes|true|maybe|or)\b"),
+}
+
+
+def canonical(text: str) -> str | None:
+    """ "yes", "no" or None. One word decides; "Yes, it is" counts, and "yes, no" says both and so nothing.
+
+    >>> canonical("Yes, it is."), canonical("incorrect"), canonical("yes, or no"), canonical("yesterday")
+    ('yes', 'no', None, None)
+    """
+    if word := _WORDS.get(plain(text)):
+        return word
+    if clause := _CLAUSE.fullmatch(text):
+        word = clause[1].casefold()
+        return None if _AGAINST[word].search(plain(clause[2])) else word
+    return None
+
+
+def match(prediction: str, gold: str) -> Match:
+    seen, expected = canonical(prediction), GOLDS[plain(gold)]
+    return Match(seen == expected, "yes_no", seen or plain(prediction), expected)
