@@ -25,14 +25,14 @@ import numpy as np
 from vqa_grpo.scoring.steps import match_many
 from vqa_grpo.scoring.steps.encoder import SentenceEncoder
 
-THINGS = "phone logo bar chart label axis text sign year column row car person table screen street dog window".split()
-DOES = "shows reads displays indicates follows touches covers carries precedes supports".split()
+THINGS = "phone logo bar chart label axis text sign year column row car person table screen street dog window"
+DOES = "shows reads displays indicates follows touches covers carries precedes supports"
 WHERE = ["near the {}", "beside the {} of the first floor", "and the {}", "with a small {} behind it"]
 
 
 def sentence(source: random.Random) -> str:
-    place = source.choice(WHERE).format(source.choice(THINGS))
-    return f"The {source.choice(THINGS)} {source.choice(DOES)} the {source.choice(THINGS)} {place}."
+    first, second, third = source.choices(THINGS.split(), k=3)
+    return f"The {first} {source.choice(DOES.split())} the {second} {source.choice(WHERE).format(third)}."
 
 
 def a_round(source: random.Random, repeat: float, count: int) -> list[tuple[list[str], list[str], str]]:
