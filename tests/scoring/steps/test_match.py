@@ -147,6 +147,26 @@ def test_more_pairs_go_before_a_more_similar_pair() -> None:
     assert crystal.greedy(matrix, module.SEMANTIC_THRESHOLD) == [(0, 0)]
 
 
+def test_three_weak_pairs_go_before_two_perfect_ones() -> None:
+    case = module._Case(["a b", "c d", "e f"], ["r", "s", "t"], "")
+    case.allowed = [[True] * 3] * 3
+    case._lexical = lambda: np.array([[1, 0.6, 0], [0, 1, 0.6], [0.6, 0, 0]])  # type: ignore[method-assign]
+    assert len(case._pairs("lexical", {})) == 3
+
+
+def test_a_repeated_step_matches_only_what_all_its_wordings_match() -> None:
+    class Known:
+        name = "known"
+
+        def encode(self, texts):
+            return np.array([[0, 1] if "indeed" in text else [1, 0] for text in texts], np.float32)
+
+    good, bad = "A red circle lies there.", "A red circle lies there, indeed."
+    assert score([good], [good], mode="semantic", encoder=Known()).matched == 1
+    repeated = score([good, bad], [good], mode="semantic", encoder=Known())
+    assert (repeated.duplicates, repeated.matched) == (1, 0)
+
+
 @given(st.integers(1, 5), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_the_assignment_is_the_best_of_all_assignments(k: int, n: int, source: random.Random) -> None:
     class Known(module._Case):

@@ -59,6 +59,8 @@ _NUMBER_WORDS = {word: value for value, word in enumerate(_SMALL.split())} | {"d
 for _ten, _tens in enumerate(_TENS.split(), 2):
     _NUMBER_WORDS[_tens] = 10 * _ten
     _NUMBER_WORDS |= {f"{_tens}-{_one}": 10 * _ten + _units for _units, _one in enumerate(_SMALL.split()[1:10], 1)}
+# Beyond it a number is noise from a model, and scaling it by a unit would overflow.
+_LARGEST = 1e200
 _SCALES = {"hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "m": 1e6, "billion": 1e9, "bn": 1e9}
 _ORDINAL_WORDS = {word: str(value) for value, word in enumerate(_ORDINALS.split(), 1)} | {
     "last": "last",
@@ -289,11 +291,11 @@ def _polarity(lower: str) -> tuple[bool, frozenset[str], frozenset[str], frozens
 def _numbers(lower: str) -> Iterable[Number]:
     text = _ORDINAL.sub(" ", _CLOCK.sub(" ", lower))
     for match in _NUMBER.finditer(text):
-        value = float(match["digits"].replace(",", ""))
+        value = float(f"{match['digits'].replace(',', '')}e{match['exponent'] or 0}")
+        if value > _LARGEST:
+            continue
         if match["under"] and float(match["under"]):
             value /= float(match["under"])
-        if match["exponent"]:
-            value *= 10.0 ** int(match["exponent"])
         if match["sign"]:
             value = -value
         yield _number(value, match["currency"] or "", (match["unit"] or "").replace(" ", ""), text[match.end() :])
