@@ -201,6 +201,21 @@ def test_a_completion_is_judged_by_the_contract_the_grader_and_the_step_matcher(
     assert prediction.completion_tokens == len(text) + 1  # with the end token, without the padding
 
 
+def test_the_steps_of_a_window_go_to_the_matcher_in_one_call(tiny_vlm, questions, predictions, monkeypatch):
+    calls = []
+    match = module.match_many
+    monkeypatch.setattr(module, "match_many", lambda items: calls.append(len(items)) or match(items))
+    monkeypatch.setattr(module, "WINDOW_BATCHES", 2)
+    assert run(tiny_vlm, questions, batch_size=3) == predictions
+    assert calls == [6, 3]
+
+
+def test_a_step_that_repeats_the_question_earns_nothing():
+    text = '{"reasoning_steps": ["It is red.", "What is the color?"], "answer": "Red"}'
+    assert judged(text, question="What is the color?").reasoning_f1 == pytest.approx(2 / 3)
+    assert judged(text, reference_steps=["What is the color?"]).reasoning_f1 == 0.0
+
+
 def test_predictions_of_hostile_completions_can_be_written_and_read(tmp_path):
     hostile = [judged('{"\\ud800": 1}'), judged('{"answer": "\\ud800", "reasoning_steps": ["a"]}'), judged("\x00<b>")]
     path = tmp_path / "predictions.parquet"

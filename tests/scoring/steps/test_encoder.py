@@ -51,10 +51,12 @@ def test_a_text_is_computed_once_while_it_is_cached_and_the_cache_is_bounded(mon
     monkeypatch.setattr(made, "_compute", lambda texts: computed.append(texts) or compute(texts))
     a, b, c = TEXTS[:3]
     made.encode([a, b, a])
-    made.encode([b, a])
+    made.encode([b])
+    made.encode([a])
+    made.encode([b])
     made.encode([b, c])  # forgets a, which was used longest ago
     assert made.encode([a, b, c]).shape == (3, 384)  # more than fit
-    assert computed == [[a, b], [], [c], [a]]
+    assert computed == [[a, b], [], [], [], [c], [a]]
     assert len(made._cache) == 2
 
 

@@ -45,6 +45,7 @@ class Facts:
     after: frozenset[str]
     negated: bool
     denied: frozenset[str]  # content words in a negation's reach
+    heads: frozenset[str]  # of them, those that a "no" or "not" reaches first
     asserted: frozenset[str]
 
 
@@ -58,6 +59,8 @@ _NUMBER_WORDS = {word: value for value, word in enumerate(_SMALL.split())} | {"d
 for _ten, _tens in enumerate(_TENS.split(), 2):
     _NUMBER_WORDS[_tens] = 10 * _ten
     _NUMBER_WORDS |= {f"{_tens}-{_one}": 10 * _ten + _units for _units, _one in enumerate(_SMALL.split()[1:10], 1)}
+# Beyond it a number is noise from a model, and scaling it by a unit would overflow.
+_LARGEST = 1e200
 _SCALES = {"hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "m": 1e6, "billion": 1e9, "bn": 1e9}
 _ORDINAL_WORDS = {word: str(value) for value, word in enumerate(_ORDINALS.split(), 1)} | {
     "last": "last",
@@ -183,7 +186,7 @@ _QUOTED = re.compile(r"\"([^\"]{1,120})\"|“([^”]{1,120})”|«([^»]{1,120})
 _CLOCK = re.compile(r"(?<![\w.:])(\d{1,2}:\d{2}(?::\d{2})?)(?![\w:])")
 _ORDINAL = re.compile(r"(?<![\w.])(\d{1,4})(?:st|nd|rd|th)\b")
 _LABEL = re.compile(
-    r"\b(?i:option|choice|answer|figure|panel|point|letter|label|angle|side|line|set|group|object|curve)"
+    r"\b(?i:option|choice|answer|figure|panel|point|letter|label|gate|platform|terminal|room|row|column|angle|side|line|set|group|object|curve)"
     r"(?:\s+is)?\s*:?\s*\(?([A-Z])\)?(?![\w'’])|\(([A-Z])\)"
 )
 _NUMBER = re.compile(
@@ -200,7 +203,8 @@ _PRONOUN_ONE = re.compile(
 
 
 # What stands beside a relation without being one of the two things it relates.
-_NO_THING = frozenset(_DIRECTIONS) | frozenset(_POLE_OF) | {"one", "side"}
+_COMPARATIVES = frozenset(word for word, poles in _POLE_OF.items() if any(comparing for *_, comparing in poles))
+_NO_THING = frozenset(_DIRECTIONS) | _COMPARATIVES | {"one", "side"}
 
 
 @lru_cache(maxsize=16_384)
@@ -221,7 +225,7 @@ def facts(step: str) -> Facts:
                 break
     places = words(_NOT_A_PLACE.sub(" ", lower))
     before, after = _around_relation(lower)
-    negated, denied, asserted = _polarity(lower)
+    negated, denied, heads, asserted = _polarity(lower)
     texts, openers = _texts(step)
     return Facts(
         words=stems,
@@ -239,6 +243,7 @@ def facts(step: str) -> Facts:
         after=after,
         negated=negated,
         denied=denied,
+        heads=heads,
         asserted=asserted,
     )
 
@@ -259,11 +264,12 @@ def _around_relation(lower: str) -> tuple[frozenset[str], frozenset[str]]:
     return ahead - _NO_THING, behind - _NO_THING
 
 
-def _polarity(lower: str) -> tuple[bool, frozenset[str], frozenset[str]]:
-    """Whether the step denies something, the words it denies, and the words it asserts."""
+def _polarity(lower: str) -> tuple[bool, frozenset[str], frozenset[str], frozenset[str]]:
+    """Whether the step denies something, the words it denies, those it denies first, and the words it asserts."""
     text = _NOT_ONLY.sub(" ", lower)
     denied = set(_content(" ".join(_CONTRAST.findall(text))))
     text = _CONTRAST.sub(" ", text)
+    heads: set[str] = set()
     asserted: set[str] = set()
     negated = False
     for clause in _CLAUSE.split(text):
@@ -276,19 +282,20 @@ def _polarity(lower: str) -> tuple[bool, frozenset[str], frozenset[str]]:
         reach = _content(" ".join(tokens[at + 1 :]))
         # "the text is not visible": the negation reaches no word of substance, so it denies the whole clause.
         denied |= reach or _content(clause)
+        heads |= set(next(filter(None, map(_content, tokens[at + 1 :])), _content(clause)))
         if reach:
             asserted |= _content(" ".join(tokens[:at]))
-    return negated, frozenset(denied), frozenset(asserted - denied)
+    return negated, frozenset(denied), frozenset(heads), frozenset(asserted - denied)
 
 
 def _numbers(lower: str) -> Iterable[Number]:
     text = _ORDINAL.sub(" ", _CLOCK.sub(" ", lower))
     for match in _NUMBER.finditer(text):
-        value = float(match["digits"].replace(",", ""))
+        value = float(f"{match['digits'].replace(',', '')}e{match['exponent'] or 0}")
+        if value > _LARGEST:
+            continue
         if match["under"] and float(match["under"]):
             value /= float(match["under"])
-        if match["exponent"]:
-            value *= 10.0 ** int(match["exponent"])
         if match["sign"]:
             value = -value
         yield _number(value, match["currency"] or "", (match["unit"] or "").replace(" ", ""), text[match.end() :])
@@ -471,4 +478,6 @@ def _poles_differ(a: Facts, b: Facts, swapped: bool) -> bool:
 
 
 def _polarity_differs(a: Facts, b: Facts) -> bool:
+    if a.negated and b.negated:  # "the roof has no snow", "there is no snow on the roof": the snow is meant
+        return bool(a.heads & b.asserted or b.heads & a.asserted)
     return a.negated != b.negated or bool(a.denied & b.asserted or b.denied & a.asserted)

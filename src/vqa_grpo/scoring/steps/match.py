@@ -16,7 +16,7 @@ from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.scoring.steps import crystal
 from vqa_grpo.scoring.steps.conflicts import conflict
 from vqa_grpo.scoring.steps.encoder import DEFAULT_ENCODER, TextEncoder, require, shared
-from vqa_grpo.scoring.steps.text import SAME_WORDING, clean, content, is_echo, overlap, words
+from vqa_grpo.scoring.steps.text import SAME_WORDING, clean, content, is_echo, overlap, wording, words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -231,7 +231,7 @@ def _units(steps: Sequence[str], spoken: Sequence[int]) -> list[list[int]]:
 
 
 def _same_wording(a: str, b: str) -> bool:
-    return a == b or (overlap(content(a), content(b)) >= SAME_WORDING and conflict(a, b) is None)
+    return a == b or (overlap(wording(a), wording(b)) >= SAME_WORDING and conflict(a, b) is None)
 
 
 def _overlap(a: str, b: str) -> float:

@@ -6,7 +6,7 @@ import re
 from difflib import SequenceMatcher
 from functools import lru_cache
 
-# Two steps whose content words agree this far, and that do not conflict, say the same thing twice.
+# Two steps whose wordings agree this far, and that do not conflict, say the same thing twice.
 SAME_WORDING = 0.85
 # A yes/no question and its answer share all their words; only their order tells an echo from a claim.
 SAME_SEQUENCE = 0.9
@@ -64,11 +64,15 @@ def stem(word: str) -> str:
 
 
 @lru_cache(maxsize=16_384)
+def wording(text: str) -> frozenset[str]:
+    """A step's words without articles and the like; all of its words, where nothing else would be left."""
+    found = frozenset(map(stem, words(text)))
+    return found - FUNCTION_WORDS or found
+
+
 def content(text: str) -> frozenset[str]:
-    """The words that carry a step's meaning; all of its words, where nothing else would be left."""
-    found = [stem(word) for word in words(text)]
-    telling = [word for word in found if word not in FUNCTION_WORDS]
-    return frozenset([word for word in telling if word not in LIGHT_WORDS] or telling or found)
+    """The words that carry a step's meaning; its wording, where nothing else would be left."""
+    return wording(text) - LIGHT_WORDS or wording(text)
 
 
 def overlap(a: frozenset[str], b: frozenset[str]) -> float:
@@ -94,6 +98,7 @@ def is_echo(step: str, question: str) -> bool:
     if _WH.search(asked) and " or " not in asked:
         # The answer to "what is …" is not among the question's words, so a step of those words brings none.
         kept, wanted = content(_WH.sub("", said)), content(_WH.sub("", asked))
-        return overlap(kept, wanted) >= SAME_WORDING
+        # One word in common ("the question asks for the shape", "what shape is in the image?") is no wording.
+        return len(kept & wanted) > 1 and overlap(kept, wanted) >= SAME_WORDING
     a, b = said.split(), asked.split()
     return a[:1] == b[:1] and SequenceMatcher(None, a, b, autojunk=False).ratio() >= SAME_SEQUENCE
