@@ -44,7 +44,7 @@ def grade(
         return Verdict(False, 0.0, gold_type, "no_answer", "the completion holds no answer that can be read")
     if by_metric is not None:
         return by_metric(prediction, golds, options)
-    if len(prediction) > MAX_CHARACTERS:
+    if len(prediction) > MAX_CHARACTERS or len(tidy(prediction)) > MAX_CHARACTERS:
         return Verdict(False, 0.0, gold_type, "too_long", f"the answer is longer than {MAX_CHARACTERS} characters")
     ordered = ordered or source.endswith("/ordered_list")
     matches = []

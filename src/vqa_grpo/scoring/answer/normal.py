@@ -47,6 +47,7 @@ def tidy(text: str) -> str:
         text = _SUPERSCRIPT.sub(lambda found: "^" + found[0].translate(_SUPERSCRIPT_DIGITS), text)
         text = unicodedata.normalize("NFKC", _AFTER_DIGIT.sub(" ", text.translate(_SAME)))
         text = text.translate(_SAME).replace("\u2044", "/").replace("\u2215", "/")
+        text = text[: 2 * MAX_CHARACTERS]  # NFKC makes 18 characters of one; `grade` refuses what is over the limit
     text = " ".join(text.replace("`", "'").split())
     while (inner := _WRAPPED.fullmatch(text)) and inner[1] not in inner[2]:
         text = inner[2].strip()
