@@ -104,6 +104,7 @@ _PEOPLE = frozenset(
         "child",
     ]
 )
+_HOW = re.compile(r" (?:old|tall|long|high|wide|deep|thick|away|in (?:length|height|width|total))\Z", re.IGNORECASE)
 _TOKEN = re.compile(r"[a-z]+")
 _PARTS = re.compile(r"\s*([A-Za-z]+\.?|'|\")(?:\s*,\s*|\s+and\s+|\s*)(?=\d)")
 
@@ -149,6 +150,8 @@ def is_gold(gold: str) -> bool:
 def match(prediction: str, gold: str) -> Match:
     expected = read(tidy(gold))
     seen = read(_HEDGE.sub("", tidy(prediction).removeprefix("#"), count=1))
+    if expected is not None and expected.value == 0 and plain(prediction) in ("none", "nil", "no"):
+        return Match(True, "number_none", plain(prediction), str(expected))  # as the VQA evaluation reads it
     if expected is None or seen is None:
         return Match(False, "number_unreadable", plain(prediction), str(expected or plain(gold)))
     correct, rule = _compare(seen, expected)
@@ -284,6 +287,7 @@ def _with(number: Quantity, rest: str, currency: str, ordinal: bool, depth: int)
     if folded in ("cents", "cent", "¢"):
         return of("currency", "USD", scale=Fraction(1, 100))
     if not ordinal:
+        tail = _HOW.sub("", tail)
         if tail in ("'", '"') and not apart:
             return of("unit", unit=(("foot" if tail == "'" else "inch", 1),))
         if unit := units.read(tail):
