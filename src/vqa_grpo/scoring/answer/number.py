@@ -10,6 +10,7 @@ without a unit accepts any one unit or noun, since there the question says what 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -235,8 +236,11 @@ def read(text: str, depth: int = 0) -> Quantity | None:
     (None, None, None)
     """
     text = text.strip()
-    if not text or len(text) > MAX_LENGTH:
-        return None
+    return _read(text, depth) if 0 < len(text) <= MAX_LENGTH else None
+
+
+@functools.lru_cache(maxsize=4096)  # one prediction is compared with every option
+def _read(text: str, depth: int) -> Quantity | None:
     if text.endswith((".", "!")):
         text = text[:-1].rstrip()
     sign = 1
