@@ -12,12 +12,15 @@ CONSTRAINTS := images/constraints.txt
 TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: install run test test-full lint clean prove-learning bench drills images
+.PHONY: help install run test test-full lint clean prove-learning bench drills images
 
 install: $(VENV)/.local
 
+help:
+	@echo "make install | run [QUICK=1] [ARGS='--set …'] | test | test-full | lint | clean; see README.md"
+
 run: $(VENV)/.local
-	@$(BIN)/vqa-grpo run $(if $(QUICK),--quick) $(ARGS)
+	@$(BIN)/vqa-grpo run $(if $(filter-out 0 no false,$(QUICK)),--quick) $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

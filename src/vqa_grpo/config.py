@@ -106,7 +106,7 @@ _SET_ELSEWHERE = {
 class Train(Section):
     """GRPO's main settings; `extra` takes any other field of TRL's GRPOConfig or ModelConfig by its own name."""
 
-    max_steps: int = Field(-1, description="optimizer steps; -1 trains num_train_epochs")
+    max_steps: Annotated[int, Field(ge=-1)] = Field(-1, description="optimizer steps; -1 trains num_train_epochs")
     num_train_epochs: Annotated[float, Field(gt=0)] = 1.0
     per_device_train_batch_size: Positive = Field(8, description="completions per process and forward pass")
     gradient_accumulation_steps: Positive = 1
@@ -165,6 +165,14 @@ class Registry(Section):
     tracking_uri: str = Field("", description="MLflow; empty takes MLFLOW_TRACKING_URI")
     experiment: str = "vqa-grpo"
 
+    @field_validator("tracking_uri")
+    @classmethod
+    def _an_address(cls, uri: str) -> str:
+        """MLflow takes any other word for a folder, and refuses folders only when there is something to write."""
+        if uri and uri != "databricks" and not re.match(r"[a-z][a-z0-9+]*://", uri):
+            raise ValueError("an MLflow address looks like http://host:5000 or sqlite:////path/mlflow.db")
+        return uri
+
     @model_validator(mode="after")
     def _names_that_mlflow_takes(self) -> Registry:
         """MLflow itself would say so only when everything is trained."""
@@ -220,6 +228,8 @@ class RunConfig(Section):
         train, group = self.train, self.train.num_generations
         processes = self.job.num_nodes * (self.job.processes_per_node or max(self.job.gpus_per_node, 1))
         batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
+        if train.max_steps == 0:
+            raise ValueError("train.max_steps 0 trains nothing: give a number of steps, or -1 for num_train_epochs")
         if group == 1 or (group and batch % group) or batch < 2:
             raise ValueError(
                 f"train.num_generations {group} does not divide the {batch} completions of a round "

@@ -102,12 +102,10 @@ def resolve(
     Without a `run_id` the run is named after everything that decides its result, so that the same run started
     again goes on instead of starting over. `code` is the image's digest; empty takes this package's own.
     """
-    run = _self_contained(configuration.load(config, settings or []))
+    run = checked(config, settings or [])
     if not root:
         raise ConfigurationError("no place to write to: give an output root, s3://bucket/prefix or a folder")
     _check_run_id(run_id)
-    _check_rewards(run)
-    _check_metrics(run)
     source = open_source(run.data.source)
     code = code or code_digest()
     run_id = run_id or "run-" + key_of(run.canonical(), source.fingerprint, code, _local_inputs(run))[:12]
@@ -116,6 +114,14 @@ def resolve(
     return Resolved(
         run.canonical(), json.dumps(data), json.dumps(checks), run_id, normalise(root), source.fingerprint, code
     )
+
+
+def checked(config: str, settings: list[str]) -> RunConfig:
+    """A configuration with everything about it that can be known before anything starts found to be right."""
+    run = configuration.load(config, settings)
+    _check_rewards(run)
+    _check_metrics(run)
+    return _self_contained(run)
 
 
 def _self_contained(run: RunConfig) -> RunConfig:
@@ -642,13 +648,13 @@ def _inputs_of(evaluation: dict[str, Any] | None) -> dict[str, dict[str, Any] | 
     """The results that lie under their inputs' keys and not under the run's id, found through lineage."""
     if evaluation is None:
         return {"convert": None, "validate": None, "prepare": None}
-    run = RunConfig.model_validate(evaluation["config"])
+    config = evaluation["config"]  # as it was stored: it may be of older code, or name a folder that is gone
     data_uri = evaluation["dataset_uri"].rpartition("/")[0]
     base = evaluation["lineage"]["base_model"]
     return {
         "convert": _result(evaluation["dataset_uri"]),
-        "validate": _found(validation_uri(data_uri, _wants_steps(run))),
-        "prepare": _found(base) if run.model.base == TINY else None,
+        "validate": _found(validation_uri(data_uri, "reasoning" in config["rewards"]["functions"])),
+        "prepare": _found(base) if config["model"]["base"] == TINY else None,
     }
 
 

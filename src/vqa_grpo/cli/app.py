@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from vqa_grpo import __version__
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, StepError
 
 app = typer.Typer(
@@ -21,6 +22,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print it.")] = False,
+) -> None:
+    """Post-train vision-language models on visual question answering with GRPO."""
+
 
 Config = Annotated[str, typer.Option(help="A shipped configuration (quickstart, quick) or a YAML file.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given many times.")]
@@ -98,9 +113,9 @@ def plan(config: Config = "quickstart", settings: Settings = None, as_json: Json
     """Check a configuration and show it whole, without starting anything."""
     import yaml
 
-    from vqa_grpo.config import load as configuration_of
+    from vqa_grpo.steps import checked
 
-    loaded = configuration_of(config, settings or [])
+    loaded = checked(config, settings or [])
     tree = loaded.model_dump(mode="json")
     _say(tree, as_json, yaml.safe_dump(tree, sort_keys=False).rstrip())
 
@@ -177,12 +192,13 @@ def convert(
         result = write(open_source(source), SplitRule(seed, validation, test), folder / "dataset", limit)
         os.rename(folder / "dataset", out)
     splits = ", ".join(f"{split} {count:,}" for split, count in result.splits.items())
-    _say(asdict(result), as_json, f"{out}: {splits}; digest {result.digest[:16]}")
+    lost = f"; {result.left_out:,} unusable rows left out, see validate" if result.left_out else ""
+    _say(asdict(result), as_json, f"{out}: {splits}; digest {result.digest[:16]}{lost}")
 
 
 @app.command()
 def inspect(dataset: str) -> None:
-    """Look at a data set's rows and pictures in an HTML file."""
+    """(Not yet.) Look at a data set's rows and pictures in an HTML file."""
     _later("inspect", "`vqa-grpo validate SRC --out DIR` writes a report")
 
 
@@ -396,13 +412,13 @@ def render_job(
 
 @app.command()
 def submit() -> None:
-    """Submit a run to Kubeflow Pipelines and wait for it."""
+    """(Not yet.) Submit a run to Kubeflow Pipelines and wait for it."""
     _later("submit", "compile, then `kfp run create -f train.yaml` (which exits 0 even when the run fails)")
 
 
 @app.command()
 def schedule() -> None:
-    """Create or update a recurring run."""
+    """(Not yet.) Create or update a recurring run."""
     _later("schedule", "compile, then create a recurring run of retrain.yaml in the Kubeflow Pipelines UI")
 
 

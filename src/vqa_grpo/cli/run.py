@@ -135,7 +135,7 @@ def _environment(runs: Path, token: str) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    return own | {key: value for key, value in defaults.items() if key not in os.environ}
+    return own | {key: value for key, value in defaults.items() if not os.environ.get(key)}
 
 
 def _start_storage(stack: ExitStack, runs: Path, storage: str, s3_port: int) -> None:

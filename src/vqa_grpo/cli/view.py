@@ -123,7 +123,7 @@ def summary_text(
         f"gate: {gate['decision']}" + "".join(f"\n  - {reason}" for reason in gate["reasons"]),
     ]
     if model["version"]:
-        lines.append(f"registered: {model['name']} version {model['version']} @{model['alias']}")
+        lines.append(f"registered: {model['name']} version {model['version']}, which this run made @{model['alias']}")
     again = f" --storage {storage}" if storage else ""
     lines += [
         "",

@@ -39,7 +39,7 @@ def problems(record: Record, image_problem: Problem | None, wants_steps: bool) -
 
 def image_problem(data: bytes) -> Problem | None:
     """Decode the picture whole; None when it is fine."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not data:
         return Problem("image_missing", "the row has no picture")
@@ -57,6 +57,8 @@ def image_problem(data: bytes) -> Problem | None:
                 image.load()
     except Image.DecompressionBombError as error:  # Pillow's own limit comes before ours where it is lower
         return Problem("image_bomb", f"refused before decoding: {error}"[:200])
+    except UnidentifiedImageError:
+        return Problem("image_undecodable", "this is no picture, or of a kind that Pillow does not know")
     except Exception as error:  # a hostile file can make PIL raise nearly anything
         return Problem("image_undecodable", f"the picture does not decode: {type(error).__name__} {error}"[:200])
     return None

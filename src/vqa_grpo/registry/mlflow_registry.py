@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError, RetryError
@@ -69,7 +70,7 @@ def record_run(
     """Write a run's metrics, params and tags; the same `run_id` is written only once. Returns MLflow's own run id."""
     with _client(tracking_uri) as client:
         found = client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment, _artifacts(tracking_uri))
         known = client.search_runs(
             [experiment_id], f"tags.`{RUN_TAG}` = {_literal(run_id)} and status = 'FINISHED'", max_results=1
         )
@@ -83,6 +84,14 @@ def record_run(
         # Marked finished last: a run that was killed half-way stays RUNNING and is written anew.
         client.set_terminated(run.info.run_id, "FINISHED")
         return run.info.run_id
+
+
+def _artifacts(tracking_uri: str) -> str | None:
+    """Beside a sqlite file, where MLflow's default would be the current folder; a server has a place of its own."""
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///")).absolute().with_name("mlartifacts").as_uri()
 
 
 def register(

@@ -51,9 +51,9 @@ h1{font-size:22px;margin:0 0 4px}h2{font-size:17px;margin:36px 0 10px}p{margin:6
 .promote{color:var(--good)}.hold{color:var(--bad)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
-th{font-weight:600;color:var(--soft)}th:first-child,td:first-child{text-align:left}
+th{font-weight:600;color:var(--soft)}td{white-space:nowrap}th:first-child,td:first-child{text-align:left}
 tr.all td{font-weight:600;border-top:2px solid var(--line)}
-table.pairs td,table.pairs th{text-align:left;overflow-wrap:anywhere}table.pairs th{width:220px}
+table.pairs td,table.pairs th{text-align:left;white-space:normal;overflow-wrap:anywhere}table.pairs th{width:220px}
 .curves{display:flex;flex-wrap:wrap;gap:12px}svg{max-width:100%;height:auto}
 svg text{font:11px system-ui,sans-serif;fill:var(--soft)}svg text.name{font-weight:600;fill:var(--ink)}
 svg .grid{stroke:var(--line)}svg .curve{fill:none;stroke:var(--tuned);stroke-width:1.6}svg .dot{fill:var(--tuned)}

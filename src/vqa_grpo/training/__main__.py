@@ -15,6 +15,7 @@ from typing import Any
 
 from vqa_grpo.contract import prompt
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, StepError
+from vqa_grpo.storage.store import explain_os_error
 from vqa_grpo.training.arguments import Arguments, parse
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -136,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
             for note in arguments.notes:
                 print(f"note: {note}", file=sys.stderr, flush=True)
         train(arguments)
-    except Exception as error:
+    except Exception as raised:
+        error = explain_os_error(raised) if isinstance(raised, OSError) and raised.errno else raised
         reason = reason_for(error)
         if reason in (FailureReason.INTERNAL, FailureReason.OUT_OF_MEMORY):
             traceback.print_exc()

@@ -27,6 +27,8 @@ def check_source(source: str) -> None:
     """Refuse a folder that holds no model, or one that runs only with code of its own."""
     folder = Path(source)
     if not folder.is_dir():
+        if source.startswith(("/", ".", "~")):
+            raise ConfigurationError(f"--model_name_or_path {source}: there is no such folder")
         return
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
