@@ -1,111 +1,233 @@
-"""The one parser: every shape of completion has a name, and no text makes it raise."""
+"""The one completion parser: its outcomes, what stays usable, and that nothing makes it slow or raise."""
 
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa_grpo.contract.completion import FORMAT_REWARD, MAX_CHARACTERS, Completion, Outcome, parse
+from vqa_grpo.contract.completion import FORMAT_REWARD, MAX_DEPTH, Completion, Outcome, parse
 
 GOOD = '{"reasoning_steps": ["A red circle is shown."], "answer": "red"}'
-
-# What a model may write: mostly the contract's own pieces, in any order and damaged.
-PIECES = st.sampled_from(
-    ["{", "}", "[", "]", '"', ",", ":", "\\", "\\u", "\\ud800", "null", "NaN", "1e999", "-", "9" * 5000, "{" * 3000,
-     '"reasoning_steps"', '"answer"', '["a step"]', '"red"', "```json\n", "\n", " ", "\0", "ü", "🟥", "<|im_end|>"]
-)  # fmt: skip
-NEARLY = st.lists(PIECES | st.text(max_size=5), max_size=25).map("".join)
-ANYTHING = st.text(st.characters(categories=None), max_size=200)  # lone surrogates too
+TRUNCATABLE = '{"reasoning_steps": ["a\\u00e9\\n", "{b}"], "answer": "c\\"d", "x": [1.5e3, true, null, -2]}'
 
 
-def check(completion: Completion) -> None:
-    assert 0.0 <= completion.format_reward <= 1.0
-    usable = completion.outcome in (Outcome.VALID, Outcome.WRAPPED)
-    assert (completion.answer is not None) == usable
-    assert bool(completion.steps) == usable
-    assert bool(completion.reasons) == (completion.outcome is not Outcome.VALID)
-    if usable:
-        text = " ".join([completion.answer or "", *completion.steps])
-        assert text.encode().decode() == text  # what is scored can be written to any file
-
-
-@given(ANYTHING | NEARLY)
-def test_no_text_makes_the_parser_raise(text: str) -> None:
-    check(parse(text))
-
-
-@given(st.integers(0, len(GOOD)), st.integers(0, 4), NEARLY)
-def test_no_damage_to_a_good_completion_makes_it_raise(place: int, cut: int, noise: str) -> None:
-    check(parse(GOOD[:place] + noise + GOOD[place + cut :]))
-
-
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-                    max_leaves=8),
-       st.text(max_size=5))  # fmt: skip
-def test_a_value_of_the_wrong_type_never_counts_as_an_answer(value: object, key: str) -> None:
-    for document in (value, {"reasoning_steps": value, "answer": key}, {"reasoning_steps": ["s"], "answer": value}):
-        check(parse(json.dumps(document)))
-
-
-WORDS = st.text(min_size=1, max_size=20).filter(str.strip)
-
-
-@given(st.lists(WORDS, min_size=1, max_size=5), WORDS, st.booleans(), st.sampled_from([None, 2]))
-def test_every_answer_of_the_contract_comes_back_as_it_was_meant(
-    steps: list[str], answer: str, ascii_only: bool, indent: int | None
-) -> None:
-    text = json.dumps({"reasoning_steps": steps, "answer": answer}, ensure_ascii=ascii_only, indent=indent)
-    found = parse(f"\n {text} \n")
-    assert (found.outcome, found.answer, found.steps) == (Outcome.VALID, answer, tuple(steps))
-    assert found.format_reward == 1.0
-    around = parse(f"```json\n{text}\n```")
-    assert (around.outcome, around.answer, around.steps) == (Outcome.WRAPPED, answer, tuple(steps))
-    assert 0 < around.format_reward < 1
-
-
-@given(st.integers(1, len(GOOD) - 1))
-def test_a_completion_that_was_cut_off_says_so(length: int) -> None:
-    assert parse(GOOD[:length]).outcome is Outcome.TRUNCATED
+def made(steps: object = ("s",), answer: object = "a", **extra: object) -> str:
+    return json.dumps(
+        {"reasoning_steps": list(steps) if isinstance(steps, tuple) else steps, "answer": answer, **extra}
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "outcome", "reason"),
+    "text",
     [
-        ("", Outcome.NO_JSON, "no JSON object"),
-        ("It looks red.", Outcome.NO_JSON, "no JSON object"),
-        ('["red"]', Outcome.NO_JSON, "no JSON object"),
-        ("{'answer': 'red'}", Outcome.NO_JSON, "not readable as JSON"),
-        ('{"reasoning_steps": ["s"], "answer": "red",}', Outcome.NO_JSON, "not readable as JSON"),
-        ('{"answer": "red", "answer": "blue", "reasoning_steps": ["s"]}', Outcome.NO_JSON, "a key stands twice"),
-        ('{"reasoning_steps": ["s"], "answer": NaN}', Outcome.NO_JSON, "NaN is not JSON"),
-        ('{"reasoning_steps": ["s"], "answer": ' + "1" * 5000 + "}", Outcome.NO_JSON, "not readable as JSON"),
-        ("{}", Outcome.FIELDS, "answer is empty or no string"),
-        ('{"reasoning_steps": [], "answer": "red"}', Outcome.FIELDS, "at least one step"),
-        ('{"reasoning_steps": "s", "answer": "red"}', Outcome.FIELDS, "at least one step"),
-        ('{"reasoning_steps": ["s", " "], "answer": "red"}', Outcome.FIELDS, "a reasoning step is empty"),
-        ('{"reasoning_steps": ["s", 3], "answer": "red"}', Outcome.FIELDS, "a reasoning step is empty or no string"),
-        ('{"reasoning_steps": ["s"], "answer": 3}', Outcome.FIELDS, "answer is empty or no string"),
-        ('{"reasoning_steps": ["s"], "answer": " "}', Outcome.FIELDS, "answer is empty or no string"),
-        ('{"reasoning_steps": ["s"], "answer": "red", "mood": 1}', Outcome.FIELDS, "keys beyond the contract: mood"),
-        ('{"reasoning_steps": ["s"], "answer": "\\ud800"}', Outcome.FIELDS, "lone surrogate"),
-        ("Sure! " + GOOD, Outcome.WRAPPED, "text around"),
-        (GOOD + GOOD, Outcome.WRAPPED, "text around"),
-        ('{"a":' * 10_000, Outcome.TRUNCATED, "not readable as JSON"),
-        (GOOD + " " * MAX_CHARACTERS, Outcome.NO_JSON, "longer than"),
+        GOOD,
+        f" \n{GOOD}\t\n",
+        '{"answer": "red", "reasoning_steps": ["s"]}',
+        '{"answer":"1","reasoning_steps":["s"]}',
+        '{"reasoning_steps": ["\\\\frac{1}{2} } { \\" ["], "answer": "}"}',
+        '{"reasoning_steps": ["NaN, \'x\', // no comment"], "answer": "{\\"answer\\": 1}"}',
+        '{"reasoning_steps": ["s"], "answer": "\\ud83d\\ude00"}',
+        made(("é", "日本", "😀"), "😀"),
+        made(("s",) * 32),
+        made(("w " * 64,)),
+        made(("s",), "a" * 512),
     ],
-)  # fmt: skip
-def test_each_way_to_miss_the_contract_has_its_name(text: str, outcome: Outcome, reason: str) -> None:
-    found = parse(text)
-    assert found.outcome is outcome
-    assert reason in "; ".join(found.reasons)
+)
+def test_the_contract_alone_gets_full_marks(text: str) -> None:
+    parsed = parse(text)
+    assert (parsed.outcome, parsed.format_reward, parsed.binary_format_reward, parsed.reasons) == (
+        "valid",
+        1.0,
+        1.0,
+        (),
+    )
+    assert (parsed.answer, list(parsed.steps)) == (json.loads(text)["answer"], json.loads(text)["reasoning_steps"])
 
 
-def test_the_closer_to_the_contract_the_more_format_reward() -> None:
-    assert FORMAT_REWARD[Outcome.VALID] == max(FORMAT_REWARD.values()) == 1.0
-    assert FORMAT_REWARD[Outcome.VALID] > FORMAT_REWARD[Outcome.WRAPPED] > FORMAT_REWARD[Outcome.FIELDS] > 0
-    assert FORMAT_REWARD[Outcome.TRUNCATED] == FORMAT_REWARD[Outcome.NO_JSON] == 0
+@pytest.mark.parametrize(
+    ("text", "outcome", "code", "usable"),
+    [
+        (f"```json\n{GOOD}\n```", "wrapped", "code_fence", True),
+        (f"```\n{GOOD}\n```", "wrapped", "code_fence", True),
+        (f"Sure: {GOOD}", "wrapped", "text_around", True),
+        (f"{GOOD} Done.", "wrapped", "text_around", True),
+        (f"[{GOOD}]", "wrapped", "text_around", True),
+        (f"The set {{1, 2}} and {{x}}: {GOOD}", "wrapped", "text_around", True),
+        (f"\\frac{{1}}{{2}} {GOOD}", "wrapped", "text_around", True),
+        (f'{{"a quote in prose {GOOD}', "wrapped", "text_around", True),
+        (f"{{{GOOD}}}", "wrapped", "text_around", True),
+        (f'{{"n": 1}} {GOOD}', "wrapped", "other_objects", True),
+        (f'{GOOD} {{"reasoning_steps": ["and', "wrapped", "text_around", True),
+        (made(note=1), "extra_keys", "extra_keys", True),
+        (made(note={"deep": [1, {}]}), "extra_keys", "extra_keys", True),
+        (f"Sure: {made(note=1)}", "extra_keys", "text_around", True),
+        (made(("s",) * 33), "too_large", "too_many_steps", True),
+        (made(("x" * 513,)), "too_large", "long_step", True),
+        (made(("w " * 65,)), "too_large", "long_step", True),
+        (made(("s",), "a" * 513), "too_large", "long_answer", False),
+        (made(("s" * 70_000,)), "too_large", "too_large", False),
+        (made(x=1)[:-2] + "[" * 5000 + "]" * 5000 + "}", "too_large", "too_deep", False),
+        ('{"x": ' + "[" * MAX_DEPTH + "]" * MAX_DEPTH + "}", "too_large", "too_deep", False),
+        ("{}", "fields", "no_steps", False),
+        ('{"answer": "red"}', "fields", "no_steps", False),
+        ('{"reasoning_steps": ["s"]}', "fields", "no_answer", False),
+        (made([]), "fields", "no_steps", False),
+        (made("s"), "fields", "steps_type", False),
+        (made([1, None]), "fields", "step_type", False),
+        (made(["s", None]), "fields", "step_type", False),
+        (made(["s", " \n"]), "fields", "empty_step", False),
+        (made(["\u200b"]), "fields", "empty_step", False),
+        (made(("s",), ""), "fields", "empty_answer", False),
+        (made(("s",), " "), "fields", "empty_answer", False),
+        (made(("s",), 3), "fields", "answer_type", False),
+        (made(("s",), ["B"]), "fields", "answer_type", False),
+        (made(("s",), None), "fields", "no_answer", False),
+        ('{"reasoning_steps": ["s"], "answer": ' + "9" * 5000 + "}", "fields", "answer_type", False),
+        ('{"reasoning_steps": ["s"], "answer": "\\ud800"}', "fields", "lone_surrogate", False),
+        ('{"reasoning_steps": ["\ud800"], "answer": "a"}', "fields", "lone_surrogate", False),
+        (f'{{"result": {GOOD}}}', "fields", "extra_keys", False),
+        ('{"reasoning_steps": ["s"], "answer": "a", "answer": "b"}', "duplicate_keys", "duplicate_keys", False),
+        ('{"x": 1, "reasoning_steps": ["s"], "x": 2, "answer": "a"}', "duplicate_keys", "duplicate_keys", False),
+        (GOOD + GOOD, "several", "several_objects", False),
+        (f'{GOOD}\n{{"answer": "blue"}}', "several", "several_objects", False),
+        (f"[{GOOD}, {GOOD}]", "several", "several_objects", False),
+    ],
+)
+def test_an_imperfect_object_earns_part_of_the_marks_under_its_own_name(
+    text: str, outcome: str, code: str, usable: bool
+) -> None:
+    parsed = parse(text)
+    assert (parsed.outcome.value, code in parsed.codes, parsed.answer is not None) == (outcome, True, usable), parsed
+    assert 0 < parsed.format_reward < 1
+    assert all(": " in reason for reason in parsed.reasons)
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "code"),
+    [
+        ("", "no_json", "empty"),
+        (" \n", "no_json", "empty"),
+        ("It looks red.", "no_json", "no_object"),
+        ("[1, 2]", "no_json", "no_object"),
+        ("x" * 100_000, "no_json", "too_large"),
+        ('{"reasoning_steps": ["s"], "answer": "a",}', "malformed", "trailing_comma"),
+        ('{"reasoning_steps": ["s",], "answer": "a"}', "malformed", "trailing_comma"),
+        ("{'reasoning_steps': ['s'], 'answer': 'a'}", "malformed", "single_quotes"),
+        ('{"reasoning_steps": [\'s\'], "answer": "a"}', "malformed", "single_quotes"),
+        ('{"reasoning_steps": ["s"], "answer": NaN}', "malformed", "not_a_number"),
+        ('{"reasoning_steps": ["s"], "answer": "a", "x": -Infinity}', "malformed", "not_a_number"),
+        ('{"reasoning_steps": ["s"], // why\n "answer": "a"}', "malformed", "comment"),
+        ('{"reasoning_steps": ["s\nt"], "answer": "a"}', "malformed", "control_character"),
+        ('{"reasoning_steps": ["\\q"], "answer": "a"}', "malformed", "bad_escape"),
+        ('{"reasoning_steps": ["s"] "answer": "a"}', "malformed", "syntax"),
+        ('{"reasoning_steps": ["s"], "answer": 01}', "malformed", "syntax"),
+        ("{", "truncated", "unfinished_object"),
+        (GOOD[:-1], "truncated", "unfinished_object"),
+        (f"Sure: {GOOD[:30]}", "truncated", "unfinished_object"),
+        ('{"a": {"reasoning_steps": ["s"], "answer": "a"}', "truncated", "unfinished_object"),
+    ],
+)
+def test_no_complete_object_earns_nothing_and_gives_nothing(text: str, outcome: str, code: str) -> None:
+    parsed = parse(text)
+    assert (parsed.outcome.value, parsed.format_reward, parsed.answer, parsed.steps) == (outcome, 0.0, None, ())
+    assert code in parsed.codes, parsed
+
+
+@pytest.mark.parametrize("length", range(1, len(TRUNCATABLE)))
+def test_an_object_cut_anywhere_is_truncated(length: int) -> None:
+    assert parse(TRUNCATABLE[:length]).outcome is Outcome.TRUNCATED
+
+
+def test_a_completion_that_the_caller_knows_was_cut_off_is_truncated_whatever_it_holds() -> None:
+    assert parse(GOOD, truncated=True) == Completion(
+        Outcome.TRUNCATED, reasons=("cut_off: generation stopped at its limit",)
+    )
+
+
+def test_the_limits_on_steps_take_the_steps_and_leave_the_answer() -> None:
+    parsed = parse(made(("s",) * 33, "red"))
+    assert (parsed.answer, parsed.steps) == ("red", ())
+
+
+def test_the_binary_reward_pays_for_the_contract_in_prose_too_and_for_nothing_less() -> None:
+    for text, reward in ((GOOD, 1.0), (f"Sure: {GOOD}", 1.0), (made(note=1), 0.0), ("{}", 0.0), ("red", 0.0)):
+        assert parse(text).binary_format_reward == reward
+
+
+def test_every_outcome_has_a_grade_and_only_valid_has_the_full_one() -> None:
     assert set(FORMAT_REWARD) == set(Outcome)
+    assert [outcome for outcome, reward in FORMAT_REWARD.items() if reward == 1.0] == [Outcome.VALID]
+
+
+UNITS = [
+    "{",
+    '{"a":',
+    "[",
+    '"',
+    "\\",
+    '{"',
+    '{"{',
+    "{ ",
+    "{}",
+    '{"a":1,',
+    '{"a" x',
+    '{\\"',
+    '{"\\',
+    '{"a":{}x',
+    "9",
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("size", [65_000, 1_000_000])
+def test_a_megabyte_of_anything_is_read_in_linear_time(unit: str, size: int) -> None:
+    bomb = unit * (size // len(unit))
+    for text in (bomb, GOOD[:-1] + bomb, f"x {bomb} }}"):
+        start = time.process_time()
+        parse(text)
+        assert time.process_time() - start < 0.5  # quadratic time would be minutes
+
+
+pieces = st.sampled_from(
+    [*'{}[]",:\\ ', '{"', '"answer":', '"reasoning_steps":', '["s"]', '"a"', "NaN", "1", GOOD, "\n", "\ud800"]
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.one_of(st.text(), st.lists(pieces, max_size=25).map("".join)), st.booleans())
+def test_nothing_makes_the_parser_raise_and_every_result_is_consistent(text: str, truncated: bool) -> None:
+    parsed = parse(text, truncated)
+    assert 0.0 <= parsed.format_reward <= 1.0
+    assert (parsed.outcome is Outcome.VALID) == (not parsed.reasons)
+    assert parsed.answer is None or parsed.answer.strip()
+    assert not parsed.steps or (parsed.answer is not None and all(step.strip() for step in parsed.steps))
+    "; ".join((parsed.answer or "", *parsed.steps, *parsed.reasons)).encode()  # all of it can be logged
+    assert not truncated or parsed.outcome is Outcome.TRUNCATED
+
+
+@given(
+    st.text(st.characters(exclude_characters="{"), max_size=20),
+    st.dictionaries(st.text(max_size=5), json_values),
+    st.text(),
+)
+def test_a_complete_object_is_found_in_any_text_that_opens_no_other(
+    before: str, value: dict[str, object], after: str
+) -> None:
+    assert parse(before + json.dumps(value) + after).format_reward > 0
+
+
+@given(st.lists(pieces, max_size=12).map("".join))
+def test_full_marks_need_what_pythons_own_decoder_reads_as_the_contract(text: str) -> None:
+    if parse(text).outcome is Outcome.VALID:
+        value = json.loads(text)
+        assert set(value) == {"reasoning_steps", "answer"}
+        assert value["reasoning_steps"]

@@ -279,33 +279,56 @@ def rollback(name: ModelName = "vqa-grpo", alias: Alias = "champion", tracking_u
 
 @app.command()
 def grade(
-    gold: Annotated[list[str], typer.Option(help="A right answer; may be given many times.")],
-    prediction: Annotated[str, typer.Option(help="The answer to grade.")],
+    gold: Annotated[list[str] | None, typer.Option(help="A right answer; may be given many times.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="The answer to grade.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An answer option; give all, in order.")] = None,
+    source: Annotated[str, typer.Option(help="The row's source; one that ends in /TYPE fixes the gold type.")] = "",
+    metric: Annotated[str, typer.Option(help="A standard metric instead of the grader.")] = "",
+    file: Annotated[
+        str, typer.Option(help="JSONL with gold, prediction, options, source, metric; - reads stdin.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Grade one answer."""
+    """Grade one answer, or with --file many."""
+    from vqa_grpo.cli import grading
     from vqa_grpo.scoring.answer import grade as grade_answer
 
-    verdict = asdict(grade_answer(prediction, gold, option or []))
-    _say(
-        verdict, as_json, f"{'right' if verdict['correct'] else 'wrong'} ({verdict['rule']}): {verdict['explanation']}"
-    )
+    if file:
+        if gold or prediction is not None or option or source or metric:
+            raise ConfigurationError("--file brings its own golds and predictions: give either it or the others")
+        grading.each_line(file, grading.graded)
+        return
+    if not gold or prediction is None:
+        raise ConfigurationError("grade needs --gold and --prediction, or --file")
+    verdict = grading.verdict_row(grade_answer(prediction, gold, option or [], source, metric))
+    text = f"{'right' if verdict['correct'] else 'wrong'} ({verdict['rule']}): {verdict['explanation']}"
+    _say(verdict, as_json, text)
 
 
 @app.command()
-def parse(completion: Annotated[str, typer.Option(help="A model's completion.")], as_json: Json = False) -> None:
-    """Say what a completion turned out to be."""
+def parse(
+    completion: Annotated[str | None, typer.Option(help="A model's completion.")] = None,
+    file: Annotated[str, typer.Option(help="JSONL with the key completion; - reads stdin.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Say what a completion turned out to be, or with --file many."""
+    from vqa_grpo.cli import grading
     from vqa_grpo.contract.completion import parse as parse_completion
 
+    if file:
+        if completion is not None:
+            raise ConfigurationError("--file brings its own completions: give either it or --completion")
+        grading.each_line(file, grading.parsed)
+        return
+    if completion is None:
+        raise ConfigurationError("parse needs --completion or --file")
     parsed = parse_completion(completion)
-    result = {
-        "outcome": parsed.outcome.value,
-        "format_reward": parsed.format_reward,
-        "answer": parsed.answer,
-        "steps": list(parsed.steps),
-    }
-    _say(result, as_json, f"{parsed.outcome.value}, format reward {parsed.format_reward}: {'; '.join(parsed.reasons)}")
+    reasons = "; ".join(parsed.reasons) or "nothing to object to"
+    _say(
+        grading.completion_row(parsed),
+        as_json,
+        f"{parsed.outcome.value}, format reward {parsed.format_reward}: {reasons}",
+    )
 
 
 @app.command("score-steps")

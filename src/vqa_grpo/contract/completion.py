@@ -307,7 +307,7 @@ _WHITE = r"[ \t\n\r]*+"
 _ESCAPE = r"\\(?:[\"\\/bfnrt]|u[0-9a-fA-F]{4})"
 _STRING = rf'"(?:[^"\\\x00-\x1f]++|{_ESCAPE})*+'
 _NUMBER = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
-_TOKEN = re.compile(rf'{_WHITE}(?:([{{}}\[\],:])|({_STRING}")|(?:{_NUMBER}|true|false|null))')
+_TOKEN = re.compile(rf'{_WHITE}(?:([{{}}\[\],:])|({_STRING}")|(?:{_NUMBER}(?![.eE0-9])|true|false|null))')
 # A brace in prose or TeX is followed by something else; so are all but the last of a million braces.
 _START = re.compile(rf'\{{(?={_WHITE}(?:["}}]|\Z))')
 # What is left of a text that ends inside a token.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError
 from vqa_grpo.contract.verdict import Verdict
@@ -39,11 +39,12 @@ def grade(
     if not golds:
         raise DataError("no gold answer to grade against: every row needs one")
     gold_type = type_of(golds[0], options, source)
+    by_metric = _metric(metric) if metric else None
     if prediction is None:
         return Verdict(False, 0.0, gold_type, "no_answer", "the completion holds no answer that can be read")
-    if metric:
-        return _by_metric(metric, prediction, golds, options)
-    if len(prediction) > MAX_CHARACTERS:
+    if by_metric is not None:
+        return by_metric(prediction, golds, options)
+    if len(prediction) > MAX_CHARACTERS or len(tidy(prediction)) > MAX_CHARACTERS:
         return Verdict(False, 0.0, gold_type, "too_long", f"the answer is longer than {MAX_CHARACTERS} characters")
     ordered = ordered or source.endswith("/ordered_list")
     matches = []
@@ -157,10 +158,8 @@ def _same(prediction: str, gold: str) -> bool:
     return False
 
 
-def _by_metric(name: str, prediction: str, golds: Sequence[str], options: Sequence[str]) -> Verdict:
-    metrics = importlib.import_module("vqa_grpo.scoring.metrics")
-    if name not in metrics.METRICS:
-        known = ", ".join(sorted(metrics.METRICS))
-        raise ConfigurationError(f"metric {name!r} is not known: choose one of {known}")
-    verdict: Verdict = metrics.METRICS[name](prediction, golds, options)
-    return verdict
+def _metric(name: str) -> Callable[[str, Sequence[str], Sequence[str]], Verdict]:
+    metrics: dict[str, Callable[..., Verdict]] = importlib.import_module("vqa_grpo.scoring.metrics").METRICS
+    if name not in metrics:
+        raise ConfigurationError(f"metric {name!r} is not known: choose one of {', '.join(sorted(metrics))}")
+    return metrics[name]

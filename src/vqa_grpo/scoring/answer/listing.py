@@ -10,8 +10,8 @@ from vqa_grpo.scoring.answer.normal import Match, plain, tidy
 MAX_ITEMS = 32
 MAX_ITEM_WORDS = 5
 # A comma before exactly three digits belongs to a number.
-_BETWEEN = re.compile(r"(?:\s*(?:;|\n|,(?!(?<=\d,)\d{3}(?!\d))|\s&\s|(?<!\w)and(?!\w)))+\s*", re.IGNORECASE)
-_IN_ORDER = re.compile(r"\s*(?:->|→|=>|\bthen\b)\s*|\s+>\s+", re.IGNORECASE)
+_BETWEEN = re.compile(r" ?(?:;|,(?!(?<=\d,)\d{3}(?!\d))| & |(?<!\w)and(?!\w)) ?", re.IGNORECASE)
+_IN_ORDER = re.compile(r" ?(?:->|→|=>|\bthen\b) ?| > ", re.IGNORECASE)
 _BRACKETS = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}", re.DOTALL)
 
 
@@ -31,7 +31,7 @@ def is_in_order(gold: str) -> bool:
 
 
 def items(text: str) -> list[str]:
-    text = text.strip()
+    text = " ".join(text.replace("\n", ";").split())  # single spaces keep the expressions linear
     if found := _BRACKETS.fullmatch(text):
         text = found[1] or found[2] or found[3] or ""
     in_order = [part for part in _IN_ORDER.split(text) if part.strip()]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from typing import NamedTuple
 
-MAX_CHARACTERS = 4096  # no answer to a visual question is longer; past it nothing is normalised at all
+MAX_CHARACTERS = 1024  # no answer to a visual question is longer; past it nothing is normalised at all
 
 
 class Match(NamedTuple):
@@ -46,6 +47,7 @@ def tidy(text: str) -> str:
         text = _SUPERSCRIPT.sub(lambda found: "^" + found[0].translate(_SUPERSCRIPT_DIGITS), text)
         text = unicodedata.normalize("NFKC", _AFTER_DIGIT.sub(" ", text.translate(_SAME)))
         text = text.translate(_SAME).replace("\u2044", "/").replace("\u2215", "/")
+        text = text[: 2 * MAX_CHARACTERS]  # NFKC makes 18 characters of one; `grade` refuses what is over the limit
     text = " ".join(text.replace("`", "'").split())
     while (inner := _WRAPPED.fullmatch(text)) and inner[1] not in inner[2]:
         text = inner[2].strip()
@@ -75,10 +77,18 @@ def plain(text: str) -> str:
     >>> plain("The  T-shirt!"), plain("U.S.A."), plain("$1,000.50"), plain("-5"), plain("vitamin A")
     ('t shirt', 'usa', '$1,000.50', '-5', 'vitamin a')
     """
+    return _plain_cached(text) if len(text) <= 128 else _plain(text)
+
+
+def _plain(text: str) -> str:
     tidied = tidy(text)
     kept = _SPACED.sub(" ", _DROPPED.sub("", tidied))
     kept = _RANGE.sub("-", _ARTICLES.sub(" ", " ".join(kept.split())))
     return " ".join(kept.casefold().split()) or tidied.casefold()
+
+
+# Gold answers, options and most predictions come again and again; long texts would make the cache heavy.
+_plain_cached = functools.lru_cache(maxsize=8192)(_plain)
 
 
 def shown(text: str) -> str:

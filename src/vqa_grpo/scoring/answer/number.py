@@ -10,6 +10,7 @@ without a unit accepts any one unit or noun, since there the question says what 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -104,6 +105,7 @@ _PEOPLE = frozenset(
         "child",
     ]
 )
+_HOW = re.compile(r" (?:old|tall|long|high|wide|deep|thick|away|in (?:length|height|width|total))\Z", re.IGNORECASE)
 _TOKEN = re.compile(r"[a-z]+")
 _PARTS = re.compile(r"\s*([A-Za-z]+\.?|'|\")(?:\s*,\s*|\s+and\s+|\s*)(?=\d)")
 
@@ -149,6 +151,8 @@ def is_gold(gold: str) -> bool:
 def match(prediction: str, gold: str) -> Match:
     expected = read(tidy(gold))
     seen = read(_HEDGE.sub("", tidy(prediction).removeprefix("#"), count=1))
+    if expected is not None and expected.value == 0 and plain(prediction) in ("none", "nil", "no"):
+        return Match(True, "number_none", plain(prediction), str(expected))  # as the VQA evaluation reads it
     if expected is None or seen is None:
         return Match(False, "number_unreadable", plain(prediction), str(expected or plain(gold)))
     correct, rule = _compare(seen, expected)
@@ -232,8 +236,11 @@ def read(text: str, depth: int = 0) -> Quantity | None:
     (None, None, None)
     """
     text = text.strip()
-    if not text or len(text) > MAX_LENGTH:
-        return None
+    return _read(text, depth) if 0 < len(text) <= MAX_LENGTH else None
+
+
+@functools.lru_cache(maxsize=4096)  # one prediction is compared with every option
+def _read(text: str, depth: int) -> Quantity | None:
     if text.endswith((".", "!")):
         text = text[:-1].rstrip()
     sign = 1
@@ -284,6 +291,7 @@ def _with(number: Quantity, rest: str, currency: str, ordinal: bool, depth: int)
     if folded in ("cents", "cent", "¢"):
         return of("currency", "USD", scale=Fraction(1, 100))
     if not ordinal:
+        tail = _HOW.sub("", tail)
         if tail in ("'", '"') and not apart:
             return of("unit", unit=(("foot" if tail == "'" else "inch", 1),))
         if unit := units.read(tail):

@@ -128,7 +128,7 @@ def anls_star(prediction: str, golds: list[str], options: list[str]) -> Scored:
         from anls_star import anls_score
     except ImportError:
         return Scored(0.0, "library_missing", "ANLS* of lists and records needs the package anls-star")
-    value = float(anls_score(tuple(structures), answer))
+    value = float(anls_score(tuple(structures), answer))  # type: ignore[arg-type]
     if value < plain.reward:
         return plain
     return Scored(value, "structure", f"{shown(prediction)} is {value:.3g} like the closest gold, item by item")
