@@ -144,6 +144,10 @@ class Evaluate(Section):
     sample_seed: int = 0
     batch_size: Positive = 32
     max_new_tokens: Positive = 768
+    metrics: dict[str, str] = Field(
+        default_factory=dict,
+        description="source → standard metric reported beside accuracy; those of known benchmarks need no entry",
+    )
 
 
 class Gate(Section):

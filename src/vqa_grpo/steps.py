@@ -107,6 +107,7 @@ def resolve(
         raise ConfigurationError("no place to write to: give an output root, s3://bucket/prefix or a folder")
     _check_run_id(run_id)
     _check_rewards(run)
+    _check_metrics(run)
     source = open_source(run.data.source)
     code = code or code_digest()
     run_id = run_id or "run-" + key_of(run.canonical(), source.fingerprint, code, _local_inputs(run))[:12]
@@ -136,6 +137,14 @@ def _check_rewards(run: RunConfig) -> None:
             near = difflib.get_close_matches(name, REWARDS, 1, 0.5)
             hint = f", did you mean {near[0]}?" if near else f": {', '.join(REWARDS)}, or package.module:function"
             raise ConfigurationError(f"rewards.functions: there is no reward {name!r}{hint}")
+
+
+def _check_metrics(run: RunConfig) -> None:
+    from vqa_grpo.scoring.metrics import METRICS
+
+    for source, metric in run.evaluate.metrics.items():
+        if metric not in METRICS:
+            raise ConfigurationError(f"evaluate.metrics.{source}: there is no metric {metric!r}: {', '.join(METRICS)}")
 
 
 def _local_inputs(run: RunConfig) -> list[Any]:
@@ -495,6 +504,7 @@ def predict_to(run: RunConfig, model: str, dataset: Path, out: Path, task: str =
         max_new_tokens=run.evaluate.max_new_tokens,
         min_pixels=run.model.min_pixels,
         max_pixels=run.model.max_pixels,
+        metrics=run.evaluate.metrics,
         progress=functools.partial(emit, task),
     )
     write_predictions(out, predictions)

@@ -201,6 +201,14 @@ def test_a_completion_is_judged_by_the_contract_the_grader_and_the_step_matcher(
     assert prediction.completion_tokens == len(text) + 1  # with the end token, without the padding
 
 
+def test_a_row_of_a_known_benchmark_is_also_scored_in_its_own_metric():
+    text = '{"reasoning_steps": ["It is read off."], "answer": "98"}'
+    prediction = judged(text, answer="100", source="ChartQA/human")
+    assert not prediction.correct  # a number is exact for us
+    assert (prediction.metric, prediction.metric_score) == ("chartqa", 1.0)  # 5 % are allowed there
+    assert (judged(text, answer="100").metric, judged(text, answer="100").metric_score) == ("", None)
+
+
 def test_the_steps_of_a_window_go_to_the_matcher_in_one_call(tiny_vlm, questions, predictions, monkeypatch):
     calls = []
     match = module.match_many

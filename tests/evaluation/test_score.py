@@ -39,6 +39,17 @@ def test_reasoning_f1_is_the_mean_over_rows_that_have_one_and_survives_nan(table
     assert score(table("oo", reasoning_f1=float("nan"))).reasoning_f1 is None
 
 
+def test_standard_metrics_are_means_over_the_rows_of_their_sources(table):
+    import pyarrow as pa
+
+    rows = table("oo--")
+    rows = rows.set_column(rows.schema.get_field_index("metric"), "metric", pa.array(["anls", "anls", "chartqa", ""]))
+    scores = pa.array([1.0, 0.5, 0.0, None], pa.float64())
+    rows = rows.set_column(rows.schema.get_field_index("metric_score"), "metric_score", scores)
+    assert score(rows).standard == {"anls": 0.75, "chartqa": 0.0}
+    assert score(table("oo--")).standard == {}
+
+
 def test_scores_are_json_and_come_back_the_same(table):
     scores = score(table("-xow", types=list("abab")))
     assert Scores.from_dict(json.loads(json.dumps(scores.as_dict(), allow_nan=False))) == scores

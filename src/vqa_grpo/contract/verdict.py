@@ -26,8 +26,9 @@ class Verdict:
 class Prediction:
     """One row of a prediction file: what was asked, what came back, what it is worth.
 
-    `type` is the question type that reports group by; `reasoning_f1` is None where the row has no
-    reference steps. Lengths are in tokens of the model's own tokenizer.
+    `type` is the question type that reports group by; `reasoning_f1` is None where the row has no reference steps.
+    `metric` is the standard metric of the row's source, empty where it has none. Lengths are in tokens of the
+    model's own tokenizer.
     """
 
     id: str
@@ -46,6 +47,8 @@ class Prediction:
     rule: str
     explanation: str
     reasoning_f1: float | None
+    metric: str = ""
+    metric_score: float | None = None
 
 
 def prediction_schema() -> Any:
@@ -71,5 +74,7 @@ def prediction_schema() -> Any:
             "rule": text,
             "explanation": text,
             "reasoning_f1": number,
+            "metric": text,
+            "metric_score": number,
         }
     )

@@ -18,6 +18,7 @@ from vqa_grpo.contract.record import offered
 from vqa_grpo.contract.verdict import Prediction, prediction_schema
 from vqa_grpo.models.load import load_model, load_processor
 from vqa_grpo.scoring.answer import grade
+from vqa_grpo.scoring.metrics import METRICS, metric_for
 from vqa_grpo.scoring.steps import match_many
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def predict(
     max_new_tokens: int,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    metrics: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Prediction]:
     """One prediction for each row, as windows finish; rows of one length go together, so not in the data set's order.
@@ -62,7 +64,7 @@ def predict(
         for start in range(0, len(window), batch_size):
             batch = window[start : start + batch_size]
             for row, tokens in zip(batch, _complete(model, processor, batch, prompt), strict=True):
-                judged.append(_judge(row, tokens, ends, processor.tokenizer))
+                judged.append(_judge(row, tokens, ends, processor.tokenizer, metrics))
             done += len(batch)
             progress(done, total)
         yield from _with_reasoning(window, judged)
@@ -217,13 +219,22 @@ class _Pictures:
         return self._seen[key]
 
 
-def _judge(row: Mapping[str, Any], tokens: list[int], ends: frozenset[int], tokenizer: Any) -> Prediction:
+def _judge(
+    row: Mapping[str, Any],
+    tokens: list[int],
+    ends: frozenset[int],
+    tokenizer: Any,
+    metrics: Mapping[str, str] | None = None,
+) -> Prediction:
     length = next((index + 1 for index, token in enumerate(tokens) if token in ends), None)
     cut_off = length is None
     length = len(tokens) if length is None else length  # with its end token, as TRL counts completions/mean_length
     text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
     completion = parse(text)
-    verdict = grade(completion.answer, [row["answer"]], offered(row.get("choices"), row.get("options")))
+    options, source = offered(row.get("choices"), row.get("options")), row.get("source") or ""
+    verdict = grade(completion.answer, [row["answer"]], options, source)
+    metric = (metrics or {}).get(source.partition("/")[0], metric_for(source))
+    standard = METRICS[metric](completion.answer, [row["answer"]], options).reward if metric else None
     notes = [verdict.explanation, *completion.reasons]
     if cut_off:
         notes.append(f"cut off at the limit of {length} tokens")
@@ -245,6 +256,8 @@ def _judge(row: Mapping[str, Any], tokens: list[int], ends: frozenset[int], toke
         # A key quoted from hostile JSON may be a lone surrogate, which Arrow refuses.
         explanation="; ".join(notes).encode(errors="backslashreplace").decode(),
         reasoning_f1=None,
+        metric=metric,
+        metric_score=standard,
     )
 
 

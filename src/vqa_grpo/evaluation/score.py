@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class Scores(TypeScores):
     `format_rate` counts completions that are the prompt's contract and nothing else. `accuracy` is strict: an answer
     that cannot be read is wrong; one with text around the object can be read. `accuracy_given_format` is the accuracy
     among the completions that `format_rate` counts. `reasoning_f1` is the mean over the rows with reference steps.
+    `standard` is the mean of each standard metric over the rows whose source is reported in it.
     Every number is a plain int or float and never NaN, so that `as_dict()` is JSON.
     """
 
@@ -47,6 +49,7 @@ class Scores(TypeScores):
     mean_completion_tokens: float | None
     reasoning_f1: float | None
     outcomes: dict[str, int]
+    standard: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,6 +87,10 @@ def score(predictions: Path | str | pa.Table) -> Scores:
         mean_completion_tokens=_mean([row["completion_tokens"] for row in rows]),
         reasoning_f1=_mean([row["reasoning_f1"] for row in rows if row["reasoning_f1"] is not None]),
         outcomes={outcome.value: counted[outcome.value] for outcome in Outcome},
+        standard={
+            name: statistics.fmean(row["metric_score"] for row in rows if row["metric"] == name)
+            for name in sorted({row["metric"] for row in rows} - {"", None})
+        },
     )
 
 
@@ -92,7 +99,18 @@ def read_predictions(predictions: Path | str | pa.Table, columns: list[str] | No
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = columns or ["id", "type", "outcome", "answer", "correct", "completion_tokens", "reasoning_f1", "gold"]
+    columns = columns or [
+        "metric",
+        "metric_score",
+        "id",
+        "type",
+        "outcome",
+        "answer",
+        "correct",
+        "completion_tokens",
+        "reasoning_f1",
+        "gold",
+    ]
     if isinstance(predictions, Path | str):
         try:
             return pq.read_table(predictions, columns=columns, schema=prediction_schema()).to_pylist()
