@@ -77,7 +77,7 @@ def test_a_run_that_fails_says_which_step_and_why_in_one_line_with_the_reason_s_
     environment = stand_in(tmp_path, blame="train")
     done = run(environment, source, "--runs", tmp_path / "runs", "--storage", tmp_path / "out")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: train_model: the job's process was killed: give it more memory; log: ")
+    assert line.startswith("error: train: the job's process was killed: give it more memory; log: ")
     assert done.returncode == 137
     assert "Traceback" not in done.stdout + done.stderr
     assert Path(line.split("; log: ")[1]).is_file()
