@@ -165,3 +165,31 @@ def test_a_run_is_not_named_like_what_lies_beside_it(refused_run, tmp_path, name
 
 def test_storage_that_nothing_understands_is_refused(refused_run, tmp_path):
     assert "only s3://" in refused_run(78, "--runs", tmp_path / "runs", "--storage", "gs://bucket")
+
+
+def test_quick_and_another_configuration_are_not_both_taken(refused_run, tmp_path):
+    """One of the two would be left out without a word."""
+    said = refused_run(78, "--runs", tmp_path / "runs", "--quick", "--config", "my.yaml")
+    assert "leave out --config my.yaml" in said
+    assert not (tmp_path / "runs").exists()
+
+
+# --- storage --------------------------------------------------------------------------------------------------------
+
+
+def test_storage_of_no_runs_is_refused_and_makes_none(refused, tmp_path):
+    assert "has no embedded S3" in refused(78, "storage", "--runs", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_storage_is_not_served_twice_at_once(stand_in, tmp_path):
+    """Two servers over the same files would damage them."""
+    (tmp_path / "runs" / "s3").mkdir(parents=True)
+    with (tmp_path / "runs" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-c", "from vqa_grpo.cli import main; main()", "storage", "--runs"]
+        done = subprocess.run(
+            [*command, str(tmp_path / "runs")], env=stand_in(tmp_path), capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 78
+    assert "another run is using" in done.stderr
