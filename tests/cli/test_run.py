@@ -70,7 +70,8 @@ def test_the_same_run_again_reuses_every_step(whole, stand_in, source):
     again = run(stand_in(work), source, "--runs", work / "runs", "--storage", work / "out")
     assert again.returncode == 0, again.stderr
     reused = re.findall(r"^= (\w+) +unchanged, reused", again.stdout, re.MULTILINE)
-    assert reused == ["convert", "validate", "train", "evaluate", "decide", "register"]
+    assert set(reused[:2]) == {"convert", "validate"}  # neither waits for the other
+    assert reused[2:] == ["train", "evaluate", "decide", "register"]
 
 
 def test_a_run_that_fails_says_which_step_and_why_in_one_line_with_the_reason_s_exit_code(stand_in, source, tmp_path):
