@@ -119,6 +119,7 @@ def stand_in() -> Callable[..., dict[str, str]]:
             "VQA_GRPO_CACHE": str(work / "cache"),
             "VQA_GRPO_PROGRESS": "lines",
             "OMP_NUM_THREADS": "1",
+            "MLFLOW_TRACKING_URI": "http://mlflow.example",  # never asked
         }
         kept = {key: value for key, value in os.environ.items() if key != "KUBERNETES_SERVICE_HOST"}
         return kept | own

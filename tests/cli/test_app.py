@@ -80,7 +80,8 @@ def test_parsing_for_programs(cli):
 
 def test_scoring_steps_for_programs(cli):
     score = answer(cli, "score-steps", "--step", "a red circle", "--reference", "a red circle", "--reference", "no")
-    assert set(score) == {"precision", "recall", "f1"}
+    counts = {"steps", "references", "matched", "echoes", "duplicates", "conflicts"}
+    assert set(score) == {"precision", "recall", "f1", "order", "length_controlled", *counts}
     assert (score["precision"], score["recall"]) == (1.0, 0.5)
 
 

@@ -91,10 +91,8 @@ def test_other_runs_are_left_alone():
 
 def test_the_process_that_kills_is_not_among_the_killed(monkeypatch):
     token = secrets.token_hex(8)
-    code = (
-        f"import os, sys; from vqa_grpo.jobs.processes import kill_marked; kill_marked({TOKEN!r}, {token!r}); print(1)"
-    )
+    code = f"from vqa_grpo.jobs.processes import kill_marked; kill_marked({TOKEN!r}, {token!r}); print('alive')"
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {TOKEN: token}, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "0"
+    assert done.stdout.strip() == "alive"

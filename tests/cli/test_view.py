@@ -89,12 +89,12 @@ def test_a_person_sees_steps_and_progress_and_nothing_else(follow):
 def test_the_first_failure_is_handed_on(follow):
     failure, _, log = follow()
     assert failure == {
-        "step": "train_model",
+        "step": "train",
         "event": "failed",
         "error": "row 7's picture is empty: mend it",
         "reason": "data",
     }
-    assert "train_model failed row 7's picture is empty" in log
+    assert "train failed row 7's picture is empty" in log
 
 
 def test_the_log_keeps_every_word_but_the_executor_s_json_and_the_colours(follow):

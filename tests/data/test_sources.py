@@ -66,6 +66,25 @@ def test_the_splits_of_a_dataset_dict_keep_their_names(save: Save, table: Table,
     assert [record.image for record in source.records("test")] == [encoded("blue")]
 
 
+@pytest.mark.parametrize("name", ["val", "dev", "valid", "Validation"])
+def test_every_usual_name_of_the_validation_split_is_known(
+    save: Save, table: Table, encoded: Encoded, name: str
+) -> None:
+    assert open_folder(save(train=table([encoded()]), **{name: table([encoded("blue")])})).rows == {
+        "train": 1,
+        "validation": 1,
+    }
+
+
+@pytest.mark.parametrize("names", [("train", "testA"), ("train", "holdout"), ("train", "val", "dev")])
+def test_a_split_that_may_have_been_held_out_is_refused_and_not_trained_on(
+    save: Save, table: Table, encoded: Encoded, names: tuple[str, ...]
+) -> None:
+    said = refused(DataError, save(**{name: table([encoded()]) for name in names}))
+    assert all(name in said for name in names)
+    assert "name them train, validation and test" in said
+
+
 def test_every_row_has_an_id_its_own_or_its_place(save: Save, table: Table, encoded: Encoded) -> None:
     own = open_folder(save(table([encoded()] * 2, id=["x", "y"]), "own"))
     place = open_folder(save(table([encoded()] * 2), "place"))

@@ -109,7 +109,7 @@ def test_a_failed_job_says_why_in_one_line(job: Write, code: str, reason: str, m
 def test_torchrun_keeps_the_reason_of_its_worker(job: Write, capsys: Any) -> None:
     code = """
         import os, sys, time
-        print("rank", os.environ["RANK"], "threads", os.environ["OMP_NUM_THREADS"])
+        sys.stdout.write(f"rank {os.environ['RANK']} threads {os.environ['OMP_NUM_THREADS']}\\n")  # print writes twice
         if os.environ["RANK"] == "1":
             print("error: learning_rate is wrong", file=sys.stderr)
             sys.exit(78)

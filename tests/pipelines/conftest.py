@@ -61,13 +61,18 @@ class LocalRun:
 
 
 def run(
-    stand_in: Callable[..., dict[str, str]], source: Path, work: Path, run_id: str = RUN_ID, **more: Any
+    stand_in: Callable[..., dict[str, str]],
+    source: Path,
+    work: Path,
+    run_id: str = RUN_ID,
+    output_root: str | None = None,
+    **more: Any,
 ) -> LocalRun:
     parameters = {
         "overrides": f"data.source={json.dumps(str(source))}\nregistry.model_name=o'brien's model",
-        "output_root": str(work / "out"),
+        "output_root": str(work / "out") if output_root is None else output_root,
         "run_id": run_id,
-        "num_nodes": 0,
+        "num_nodes": 1,
     }
     command = [sys.executable, "-m", "vqa_grpo.pipelines.local", json.dumps(parameters), str(work / run_id)]
     done = subprocess.run(

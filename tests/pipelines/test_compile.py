@@ -6,12 +6,14 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from vqa_grpo.contract.failure import StepError
+from vqa_grpo.jobs.spec import SECRETS
 from vqa_grpo.pipelines import package as packaging
 from vqa_grpo.pipelines.package import package
 
@@ -20,6 +22,8 @@ STEPS_IMAGE = "registry.example/steps@sha256:" + "1" * 64
 TRAINER_IMAGE = "registry.example/trainer@sha256:" + "2" * 64
 ON_TRAINER = {"prepare-model", "evaluate-models"}
 CACHED = {"validate-dataset", "convert-dataset"}
+REQUIRED = {"vqa-grpo-train": set(), "vqa-grpo-retrain": {"output_root"}}  # memory of decisions has no default place
+IMAGE_PARAMETER = "{{$.inputs.parameters['pipelinechannel--trainer_image']}}"
 
 
 def tasks(compiled: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -53,17 +57,21 @@ def test_compiling_twice_gives_the_same_bytes(packaged, tmp_path):
     }
 
 
+def defaults_of(compiled: dict[str, Any]) -> dict[str, Any]:
+    parameters = compiled["root"]["inputDefinitions"]["parameters"]
+    return {name: part["defaultValue"] for name, part in parameters.items() if "defaultValue" in part}
+
+
 def test_a_person_is_asked_for_few_parameters_each_with_a_default_and_a_description(compiled):
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
     assert len(parameters) <= 15
     for name, parameter in parameters.items():
         assert parameter.get("description"), name
-        assert "defaultValue" in parameter, name
+    assert set(parameters) - set(defaults_of(compiled)) == REQUIRED[compiled["pipelineInfo"]["name"]]
 
 
 def test_the_default_parameters_are_a_smoke_run_on_two_nodes_without_gpus(compiled):
-    parameters = compiled["root"]["inputDefinitions"]["parameters"]
-    defaults = {name: parameter["defaultValue"] for name, parameter in parameters.items()}
+    defaults = defaults_of(compiled)
     assert defaults.pop("config") == "quickstart"
     assert (defaults.pop("num_nodes"), defaults.pop("gpus_per_node")) == (2, 0)
     assert defaults.pop("trainer_image") == TRAINER_IMAGE
@@ -77,12 +85,35 @@ def test_the_default_parameters_are_a_valid_configuration(compiled, tmp_path):
 
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
     types = {"NUMBER_INTEGER": int, "STRING": str}
-    values = {name: types[part["parameterType"]](part["defaultValue"]) for name, part in parameters.items()}
+    values = {name: types[parameters[name]["parameterType"]](value) for name, value in defaults_of(compiled).items()}
     del values["trainer_image"]
-    resolved = resolve_source.python_func(**values, pipeline_root=str(tmp_path), job_id="a-kubeflow-job")
+    values.setdefault("output_root", "")
+    place = SimpleNamespace(uri=f"{tmp_path}/resolve-source/an-execution/place")
+    resolved = resolve_source.python_func(**values, place=place, job_id="a-kubeflow-job")
     run = steps._config(resolved.config)
     assert (run.job.num_nodes, run.job.gpus_per_node, run.model.base) == (2, 0, "builtin:tiny")
     assert (resolved.run_id, resolved.root) == ("a-kubeflow-job", str(tmp_path))
+
+
+def test_the_nodes_and_gpus_that_were_asked_for_win_over_the_configuration(tmp_path):
+    """Kubeflow's form shows them with a number in it: what it shows is what there will be."""
+    from vqa_grpo import steps
+    from vqa_grpo.components.resolve_source import resolve_source
+
+    config = "extends: quickstart\njob: {num_nodes: 3, gpus_per_node: 8}\n"
+    empty = ("overrides", "source", "base_model", "registered_model", "tracking_uri", "run_id", "code")
+    resolved = resolve_source.python_func(
+        **dict.fromkeys(empty, ""),
+        config=config,
+        seed=0,
+        num_nodes=1,
+        gpus_per_node=0,
+        output_root=str(tmp_path),
+        job_id="j",
+        place=None,
+    )
+    run = steps._config(resolved.config)
+    assert (run.job.num_nodes, run.job.gpus_per_node) == (1, 0)
 
 
 def test_only_the_data_steps_are_cached(compiled):
@@ -94,7 +125,8 @@ def test_the_data_steps_see_nothing_that_is_new_in_each_run(compiled):
     """A run id among their inputs would mean that Kubeflow's cache never hits."""
     for name in CACHED:
         inputs = work(compiled)[name]["inputs"]["parameters"]
-        assert set(inputs) == {"data_config", "fingerprint", "root", "code"}
+        checks = {"checks"} if name == "validate-dataset" else set()
+        assert set(inputs) == {"data_config", "fingerprint", "root", "code"} | checks
         assert not re.search(r"run_id|pipeline_job|PIPELINE_JOB", str(inputs))
 
 
@@ -108,7 +140,9 @@ def test_every_task_asks_for_cpu_and_memory(compiled):
 
 def test_every_task_runs_in_one_of_the_two_images_by_digest(compiled):
     images = {name: container["image"] for name, container in containers(compiled).items()}
-    assert {name for name, image in images.items() if image == TRAINER_IMAGE} == ON_TRAINER
+    # The same parameter that names the training pods' image; its default is the image by digest.
+    assert {name for name, image in images.items() if image == IMAGE_PARAMETER} == ON_TRAINER
+    assert defaults_of(compiled)["trainer_image"] == TRAINER_IMAGE
     assert {image for name, image in images.items() if name not in ON_TRAINER} == {STEPS_IMAGE}
 
 
@@ -119,10 +153,9 @@ def test_without_images_the_package_s_own_version_is_named(tmp_path, monkeypatch
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(packaging, "PIPELINES", {"train": "train_pipeline"})
     compiled = next(yaml.safe_load_all(package(tmp_path, "", "")[0].read_text()))
-    assert {container["image"] for container in containers(compiled).values()} == {
-        f"ghcr.io/vqa-grpo/steps:{__version__}",
-        f"ghcr.io/vqa-grpo/trainer:{__version__}",
-    }
+    images = {container["image"] for container in containers(compiled).values()}
+    assert images == {f"ghcr.io/vqa-grpo/steps:{__version__}", IMAGE_PARAMETER}
+    assert defaults_of(compiled)["trainer_image"] == f"ghcr.io/vqa-grpo/trainer:{__version__}"
 
 
 def test_the_last_task_runs_whatever_happened_and_knows_what_did(compiled):
@@ -135,8 +168,7 @@ def test_the_last_task_runs_whatever_happened_and_knows_what_did(compiled):
 
 def test_a_lost_node_costs_a_retry_and_not_the_run(compiled):
     for name, task in work(compiled).items():
-        retries = task.get("retryPolicy", {}).get("maxRetryCount", 0)
-        assert retries == (0 if name == "finish-run" else 2), name
+        assert task.get("retryPolicy", {}).get("maxRetryCount", 0) == 2, name
 
 
 def test_no_task_installs_anything_when_it_starts(compiled):
@@ -204,13 +236,25 @@ def test_a_compiler_that_dies_without_a_word_is_still_an_error_of_one_line(tmp_p
         package(tmp_path, "", "")
 
 
-def test_tasks_take_their_s3_keys_from_a_secret_by_reference_and_may_do_without(packaged):
+def test_tasks_take_keys_from_secrets_and_places_from_a_config_map_and_may_do_without(packaged):
+    """By reference; and each pod may be one that has an instance role and needs nothing."""
     for path in packaged.values():
-        _, platform = yaml.safe_load_all(path.read_text())
+        compiled, platform = yaml.safe_load_all(path.read_text())
         executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-        assert len(executors) == len(next(yaml.safe_load_all(path.read_text()))["deploymentSpec"]["executors"])
-        for executor in executors.values():
-            (secret,) = executor["secretAsEnv"]
-            assert secret["secretName"] == "vqa-grpo-s3"
-            assert secret["optional"] is True
-            assert {pair["envVar"] for pair in secret["keyToEnv"]} >= {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+        assert len(executors) == len(compiled["deploymentSpec"]["executors"])
+        for name, executor in executors.items():
+            taken = {
+                pair["envVar"]: (pair["secretKey"], secret["secretName"])
+                for secret in executor["secretAsEnv"]
+                for pair in secret["keyToEnv"]
+            }
+            assert taken == {key: (key, secret) for key, secret in SECRETS.items()}, name
+            assert {secret["secretName"] for secret in executor["secretAsEnv"]} == {
+                "vqa-grpo-s3",
+                "vqa-grpo-hf",
+                "vqa-grpo-mlflow",
+            }
+            (settings,) = executor["configMapAsEnv"]
+            assert settings["configMapName"] == "vqa-grpo"
+            assert {"MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL"} <= {pair["envVar"] for pair in settings["keyToEnv"]}
+            assert all(source["optional"] is True for source in [settings, *executor["secretAsEnv"]]), name

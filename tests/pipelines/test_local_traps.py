@@ -116,7 +116,7 @@ def test_a_number_that_is_none_holds_the_model_instead_of_reaching_a_condition(v
 
     def decide(*_: Any) -> steps.Decided:
         verdict = gate.decide(scores, scores, comparison)
-        return steps.Decided(verdict.decision == "promote", verdict.decision, verdict.reasons, "")
+        return steps.Decided(verdict.decision == "promote", verdict.decision, verdict.reasons)
 
     monkeypatch.setattr(steps, "decide_promotion", decide)
     reasons = SimpleNamespace(path=str(tmp_path / "reasons"))
@@ -229,6 +229,25 @@ def test_no_component_writes_anything_before_its_step_is_through():
 
 
 # --- failures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_an_output_root_writes_to_kubeflow_s_own_folder_of_it(stand_in, source, local_run, tmp_path):
+    """Last step and first read the same folder from their artifacts' addresses."""
+    run = local_run(stand_in, source, tmp_path, blame="train", output_root="")
+    (folder,) = (tmp_path / run.run_id).iterdir()
+    root = run.executor_output("resolve-source")["parameterValues"]["root"]
+    assert root == str(folder)
+    summary = json.loads((folder / run.run_id / "summary" / "summary.json").read_text())
+    assert (summary["run_id"], summary["status"]) == (run.run_id, "FAILED")
+
+
+def test_kubeflow_s_page_of_a_run_has_its_report_or_says_why_there_is_none(good, failed):
+    def shown(run: Any) -> str:
+        (report,) = (run.work / run.run_id).glob("*/finish-run/report*")
+        return report.read_text()
+
+    assert "<html" in shown(good)
+    assert shown(failed) == "The run ended as FAILED before it was evaluated."
 
 
 def test_a_failed_step_fails_the_run_with_exit_code_1_and_is_named(failed):

@@ -233,3 +233,14 @@ def test_a_server_that_does_not_answer_is_worth_a_retry(name: str, monkeypatch: 
 def test_a_tracking_uri_of_an_unknown_kind_is_a_mistake(name: str) -> None:
     with pytest.raises(ConfigurationError, match="MLflow at nonsense://x"):
         registry.models("nonsense://x", name)
+
+
+def test_without_an_mlflow_nothing_is_written_into_the_current_folder(
+    name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's own default is a file there: in a pod it would be gone with the model's version in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigurationError, match="no MLflow is configured"):
+        registry.models("", name)
+    assert list(tmp_path.iterdir()) == []

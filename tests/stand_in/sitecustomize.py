@@ -19,7 +19,7 @@ def install() -> None:
     from vqa_grpo.storage import publish
 
     def prepare_model(config: str, dataset_uri: str, root: str) -> Any:
-        return steps.Prepared("base", "a digest")
+        return steps.Prepared("base")
 
     def train(run: Any, run_id: str, model_uri: str, dataset_uri: str, base: str, image: str) -> None:
         if WANTED.get("blame") == "train":

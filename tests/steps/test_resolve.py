@@ -36,11 +36,17 @@ def test_another_data_set_makes_another_run_even_under_the_same_name(source, tmp
 
 def test_settings_that_leave_the_data_alone_leave_the_data_steps_inputs_alone(resolve):
     """Or else every change of a learning rate would convert the data anew."""
-    assert (
-        resolve().data_config == resolve("train.learning_rate=1e-5", "gate.min_format_rate=0.5", "seed=7").data_config
-    )
-    assert resolve().data_config != resolve("data.split_seed=7").data_config
-    assert resolve().data_config != resolve("rewards.functions=[format, accuracy, reasoning]").data_config
+    run, same = resolve(), resolve("train.learning_rate=1e-5", "gate.min_format_rate=0.5", "seed=7")
+    assert (run.data_config, run.checks) == (same.data_config, same.checks)
+    assert run.data_config != resolve("data.split_seed=7").data_config
+
+
+@pytest.mark.parametrize(
+    "setting", ["rewards.functions=[format, accuracy, reasoning]", "data.max_invalid_fraction=0.5"]
+)
+def test_what_only_decides_whether_data_is_good_enough_does_not_decide_what_it_is(resolve, setting):
+    assert resolve(setting).data_config == resolve().data_config
+    assert resolve(setting).checks != resolve().checks
 
 
 def test_a_run_s_own_name_is_kept(resolve):
@@ -83,6 +89,37 @@ def test_the_code_s_digest_knows_every_file_but_how_steps_are_called(tmp_path, m
     assert not any(changed(name) for name in ("cli/app.py", "pipelines/train.py", "components/x.py", "x.pyc"))
 
 
+def test_a_prompt_file_s_text_travels_with_the_run_and_is_part_of_its_name(resolve, tmp_path):
+    """A pod has no such file, and the same file may say something else tomorrow."""
+    file = tmp_path / "prompt.txt"
+    shipped = (Path(steps.__file__).parent / "contract" / "prompts" / "short.txt").read_text()
+    file.write_text("Look closely. " + shipped)
+    first = resolve(f"model.prompt={file}")
+    assert str(file) not in first.config
+    assert "Look closely." in steps._config(first.config).model.prompt
+    words = steps.training_arguments(steps._config(first.config), "d", "b", "o", "p")
+    assert "Look closely." in words[words.index("--prompt_template") + 1]
+    file.write_text("Look twice. " + shipped)
+    assert resolve(f"model.prompt={file}").run_id != first.run_id
+    file.unlink()
+    assert steps._config(first.config).model.prompt.startswith("Look closely.")
+    assert steps._config(resolve("model.prompt=vqa").config).model.prompt == "vqa"  # a shipped one keeps its name
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder"),
+    [
+        ("s3://b/v2/artifacts/vqa-grpo-train/0-1/resolve-source/uuid/place", "s3://b/v2/artifacts/vqa-grpo-train/0-1"),
+        ("minio://b/root/run/resolve-source/place", "minio://b/root/run"),
+        ("/root/o'brien's run/resolve-source/place", "/root/o'brien's run"),
+    ],
+)
+def test_a_kubeflow_run_s_folder_is_read_from_an_artifact_s_address(uri, folder):
+    assert steps.run_folder(uri, "resolve-source") == folder
+    with pytest.raises(ConfigurationError, match="give output_root"):
+        steps.run_folder(uri, "finish-run")
+
+
 # --- secrets --------------------------------------------------------------------------------------------------------
 
 SECRET = "hunter2-and-more"  # noqa: S105 - not one
@@ -92,6 +129,7 @@ SECRET = "hunter2-and-more"  # noqa: S105 - not one
     "setting",
     [
         f"registry.tracking_uri=https://me:{SECRET}@mlflow.example",
+        f"registry.tracking_uri=https://{SECRET}@mlflow.example",  # a token in the place of a user name
         f"train.extra.hub_token={SECRET}",
         f"train.extra.vllm_server_base_url=http://me:{SECRET}@vllm.example",
         f"registry.password={SECRET}",
@@ -137,6 +175,17 @@ def test_urls_and_addresses_without_a_password_pass(resolve):
         ("registry.alias=latest", "neither latest nor v1"),
         ("gate.min_accuracy_gain=.nan", "finite"),
         ("train.learning_rate=.inf", "finite"),
+        ("train.num_generations=3", "does not divide the 128 completions"),
+        ("train.num_generations=1", "or is 1"),
+        ("train.extra.publish_uri=s3://mine/model", "publish_uri has a place of its own"),
+        ("train.extra.learning_rate=1", "learning_rate has a place of its own"),
+        ("model.base=./no-such-folder", "is no folder here"),
+        ("model.min_pixels=5000", "min_pixels 5000 is more than max_pixels 4096"),
+        ("rewards.functions=[format, acuracy]", "there is no reward 'acuracy', did you mean accuracy?"),
+        (
+            "rewards.functions=[zzz]",
+            "there is no reward 'zzz': format, accuracy, reasoning, or package.module:function",
+        ),
         ("job.memory=lots", "job.memory: String should match pattern"),
         ("job.cpu='-1'", "job.cpu: String should match pattern"),
     ],
@@ -146,6 +195,10 @@ def test_what_cannot_work_is_refused_at_once_and_in_words(resolve, setting, word
         resolve(setting)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_reward_of_the_user_s_own_is_left_to_the_trainer(resolve):
+    assert "my.module:reward" in resolve("rewards.functions=[format, 'my.module:reward']").config
 
 
 def test_a_folder_that_is_no_data_set_is_told_from_a_damaged_one(tmp_path, resolve, source):

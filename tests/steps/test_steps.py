@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from vqa_grpo import steps
-from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, JobError, RetryError
+from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, JobError, RetryError, StepError
 from vqa_grpo.contract.layout import step_uri
 from vqa_grpo.storage import publish
 
@@ -23,16 +24,31 @@ def inputs(run: steps.Resolved) -> tuple[str, str, str, str]:
     return run.data_config, run.fingerprint, run.root, run.code
 
 
+def validate(run: steps.Resolved) -> steps.Validated:
+    return steps.validate_dataset(run.data_config, run.checks, run.fingerprint, run.root, run.code)
+
+
 # --- the data steps -------------------------------------------------------------------------------------------------
 
 
 def test_data_is_validated_once(resolve, monkeypatch):
     run = resolve()
-    first = steps.validate_dataset(*inputs(run))
+    first = validate(run)
     assert (first.rows, first.invalid) == (42, 0)
     assert "42 rows, 0 unusable" in first.markdown
     monkeypatch.setattr("vqa_grpo.data.validate.validate", broken)
-    assert steps.validate_dataset(*inputs(run)) == first
+    assert validate(run) == first
+
+
+def test_reference_steps_are_looked_at_only_for_a_reward_that_uses_them(resolve, monkeypatch):
+    """Beside each other, so that neither verdict is taken for the other's; the converted data is the same."""
+    plain, with_steps = resolve(), resolve("rewards.functions=[format, accuracy, reasoning]")
+    uris = [validate(run).report_uri for run in (plain, with_steps)]
+    assert [uri.rpartition("/")[2] for uri in uris] == ["validate", "validate-with-steps"]
+    assert uris[0].rpartition("/")[0] == uris[1].rpartition("/")[0]
+    first = steps.convert_dataset(*inputs(plain))
+    monkeypatch.setattr("vqa_grpo.data.convert.convert", broken)
+    assert steps.convert_dataset(*inputs(with_steps)) == first
 
 
 def test_data_is_converted_once_and_other_settings_take_it_as_it_is(resolve, monkeypatch):
@@ -63,9 +79,9 @@ def test_a_source_that_changed_under_the_run_is_refused_and_nothing_is_published
     copy = shutil.copytree(source, tmp_path / "copy")
     run = resolve(f"data.source={json.dumps(str(copy))}")
     (copy / "test" / "state.json").touch()
-    for step in (steps.validate_dataset, steps.convert_dataset):
+    for step in (validate, lambda run: steps.convert_dataset(*inputs(run))):
         with pytest.raises(ConfigurationError, match="changed since this run looked at it"):
-            step(*inputs(run))
+            step(run)
     assert not list((tmp_path / "out").rglob("READY"))
 
 
@@ -77,11 +93,12 @@ def test_too_many_unusable_rows_fail_the_step_again_and_again(resolve, make_rows
     run = resolve(f"data.source={folder}")
     for _ in range(2):
         with pytest.raises(DataError, match=r"1 of 10 rows .* most often answer_empty, e.g. row train/00000003"):
-            steps.validate_dataset(*inputs(run))
+            validate(run)
     (quarantine,) = (tmp_path / "out").rglob("quarantine.jsonl")
     assert json.loads(quarantine.read_text())["code"] == "answer_empty"
     lenient = resolve(f"data.source={folder}", "data.max_invalid_fraction=0.1")
-    assert steps.validate_dataset(*inputs(lenient)).invalid == 1
+    assert lenient.data_config == run.data_config  # the same rows, and so the same report of them
+    assert validate(lenient).invalid == 1
     assert steps.convert_dataset(*inputs(lenient)).splits != {}
 
 
@@ -100,7 +117,8 @@ def test_a_base_model_is_a_hub_name_a_folder_or_a_published_place(resolve, tmp_p
     here = steps.prepare_model(resolve(f"model.base={tmp_path / 'folder'}").config, "", run.root)
     published = publish.publish_folder(str(tmp_path / "published"), tmp_path / "folder")
     there = steps.prepare_model(resolve(f"model.base={published.uri}").config, "", run.root)
-    assert here.digest == there.digest == published.digest
+    assert here.base == str(tmp_path / "folder")
+    assert there.base == published.uri
     with pytest.raises(ConfigurationError, match="not built in: the one that is, is builtin:tiny"):
         steps.prepare_model(resolve("model.base=builtin:huge").config, "", run.root)
 
@@ -144,6 +162,66 @@ def test_a_job_that_fails_publishes_nothing_and_leaves_no_scratch(resolve, tmp_p
         steps.train_model(run.config, "r", run.root, "data", "base")
     assert not list((tmp_path / "out").rglob("READY"))
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.fixture
+def launched(monkeypatch) -> list[tuple[Any, bool]]:
+    """The jobs that a launcher was given, and whether each one's output folder was there then."""
+    from vqa_grpo import jobs
+
+    found: list[tuple[Any, bool]] = []
+
+    def launch(spec: Any, launcher: str) -> None:
+        found.append((spec, Path(output_of(spec)).is_dir()))
+        raise JobError("stopped", FailureReason.CANCELLED)
+
+    monkeypatch.setattr(jobs, "launch", launch)
+    return found
+
+
+def output_of(spec: Any) -> str:
+    return spec.arguments[spec.arguments.index("--output_dir") + 1]
+
+
+def test_a_retried_step_recognises_its_job_on_a_cluster(resolve, launched, monkeypatch):
+    """By what the job runs: a scratch folder's name in it would make each attempt another job."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    run = resolve(run_id="r")
+    for _ in range(2):
+        with pytest.raises(JobError):
+            steps.train_model(run.config, "r", run.root, "data", "base", "trainer@sha256:0")
+    (first, _), (second, _) = launched
+    assert (first.name, first.spec_hash) == (second.name, second.spec_hash)
+    assert output_of(first) == steps.POD_OUTPUT
+
+
+def test_training_on_this_machine_writes_to_scratch_that_goes_with_it(resolve, launched, tmp_path):
+    run = resolve(run_id="r")
+    for _ in range(2):
+        with pytest.raises(JobError):
+            steps.train_model(run.config, "r", run.root, "data", "base")
+    assert [there for _, there in launched] == [True, True]
+    outputs = {output_of(spec) for spec, _ in launched}
+    assert len(outputs) == 2
+    assert all(Path(output).is_relative_to(tmp_path / "work") for output in outputs)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, []),
+        ([], []),
+        (True, ["--x", "true"]),
+        (False, ["--x", "false"]),
+        (0, ["--x", "0"]),
+        ("", ["--x", ""]),
+        ({"a": 1.5, "b": "it's"}, ["--x", '{"a": 1.5, "b": "it\'s"}']),
+        (["a", "b c"], ["--x", "a", "b c"]),
+    ],
+)
+def test_an_option_is_written_as_the_trainer_reads_it(value, words):
+    assert steps._option("x", value) == words
 
 
 def test_the_arguments_of_training_are_read_back_as_they_were_meant(resolve):
@@ -214,6 +292,7 @@ def evaluated(resolve, monkeypatch, tmp_path) -> Callable[[str], steps.Resolved]
     spec.loader.exec_module(stand_in)
     from vqa_grpo import registry
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
     for owner, name in [(steps, "prepare_model"), (steps, "_launch_training"), (steps, "predict_to")]:
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
     for name in ("record_run", "register"):
@@ -231,15 +310,19 @@ def evaluated(resolve, monkeypatch, tmp_path) -> Callable[[str], steps.Resolved]
     return up_to_evaluation
 
 
+def decide(run: steps.Resolved, run_id: str = "r") -> steps.Decided:
+    uri = step_uri(run.root, "r", "evaluate")
+    return steps.decide_promotion(run.config, run_id, run.root, run.fingerprint, run.code, uri)
+
+
 @pytest.mark.parametrize(("tuned", "promote"), [("o", True), ("-", False)])
 def test_after_a_decision_there_is_nothing_to_train_on_whatever_it_was(evaluated, resolve, tuned, promote):
     run = evaluated(tuned)
     question = (run.config, run.root, run.fingerprint, run.code)
     assert steps.needs_training(*question) is True
-    decided = steps.decide_promotion(
-        run.config, "r", run.root, run.fingerprint, run.code, step_uri(run.root, "r", "evaluate")
-    )
-    assert decided.promote is promote
+    assert decide(run).promote is promote
+    if promote:
+        steps.register_model(run.config, "r", run.root)
     assert steps.needs_training(*question) is False
     # The same settings in another order are the same settings.
     shuffled = json.dumps(dict(reversed(json.loads(run.config).items())))
@@ -249,9 +332,41 @@ def test_after_a_decision_there_is_nothing_to_train_on_whatever_it_was(evaluated
     assert steps.needs_training(resolve("seed=5").config, *question[1:]) is True
 
 
+def test_a_model_that_was_to_be_registered_and_was_not_is_trained_again(evaluated):
+    """A night on which MLflow was away is not the last word."""
+    run = evaluated("o")
+    question = (run.config, run.root, run.fingerprint, run.code)
+    assert decide(run).promote is True
+    assert steps.needs_training(*question) is True
+    steps.register_model(run.config, "r", run.root)
+    assert steps.needs_training(*question) is False
+
+
+def test_data_that_goes_back_to_what_it_was_is_new_data(evaluated):
+    """Only the last decision counts: the model in use is that of the data in between."""
+    run = evaluated("-")
+    question = (run.config, run.root, run.fingerprint, run.code)
+    decide(run)
+    decide(dataclasses.replace(run, fingerprint="other data"), "r2")
+    assert steps.needs_training(*question) is True
+    assert steps.needs_training(run.config, run.root, "other data", run.code) is False
+
+
+def test_without_an_mlflow_the_model_is_held_and_says_why_and_nothing_is_remembered(evaluated, tmp_path, monkeypatch):
+    """MLflow's own default would be a file in a pod that is about to go."""
+    run = evaluated("o")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    decided = decide(run)
+    assert (decided.promote, decided.decision) == (False, "hold")
+    assert decided.reasons[0].startswith("No MLflow is configured (registry.tracking_uri or MLFLOW_TRACKING_URI)")
+    assert len(decided.reasons) > 1  # what the gate says is there to read all the same
+    assert not (tmp_path / "record.json").exists()
+    assert steps.needs_training(run.config, run.root, run.fingerprint, run.code) is True
+
+
 def test_a_model_is_registered_where_it_lies_with_its_lineage(evaluated, tmp_path):
     run = evaluated("o")
-    steps.decide_promotion(run.config, "r", run.root, run.fingerprint, run.code, step_uri(run.root, "r", "evaluate"))
+    decide(run)
     done = steps.register_model(run.config, "r", run.root)
     assert done == steps.register_model(run.config, "r", run.root)
     told = json.loads((tmp_path / "register.json").read_text())
@@ -267,19 +382,23 @@ def test_a_model_is_registered_where_it_lies_with_its_lineage(evaluated, tmp_pat
 PARTS = ("base", "tuned", "comparison", "blind", "gate", "model", "dataset")
 
 
+def summary_of(root: Path | str, run_id: str = "r") -> dict[str, Any]:
+    return json.loads((Path(root) / run_id / "summary" / "summary.json").read_text())
+
+
 def test_a_run_that_failed_at_once_still_has_a_summary(tmp_path):
-    summary = steps.finish_run("r", str(tmp_path / "out"), "FAILED")
-    assert summary == {"run_id": "r", "status": "FAILED", "seconds": {}, **dict.fromkeys(PARTS)}
-    folder = tmp_path / "out" / "r" / "summary"
-    assert json.loads((folder / "summary.json").read_text()) == summary
-    assert not (folder / "report.html").exists()
+    root = tmp_path / "out"
+    assert steps.finish_run("r", str(root), "FAILED") == ""
+    assert summary_of(root) == {"run_id": "r", "status": "FAILED", "seconds": {}, **dict.fromkeys(PARTS)}
+    assert not (root / "r" / "summary" / "report.html").exists()
 
 
 def test_a_run_that_failed_after_training_says_where_its_model_is(resolve, tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "_launch_training", lambda run, run_id, uri, *_: publish_model(uri, tmp_path))
     run = resolve(run_id="r")
     trained = steps.train_model(run.config, "r", run.root, "data", "base")
-    summary = steps.finish_run("r", run.root, "FAILED")
+    assert steps.finish_run("r", run.root, "FAILED") == ""
+    summary = summary_of(run.root)
     assert summary["model"]["uri"] == trained.model_uri
     assert summary["model"]["version"] is None
     assert [part for part in PARTS if summary[part] is not None] == ["model"]
@@ -287,13 +406,38 @@ def test_a_run_that_failed_after_training_says_where_its_model_is(resolve, tmp_p
 
 def test_a_run_that_was_evaluated_and_not_decided_on_has_a_report(evaluated):
     run = evaluated("o")
-    summary = steps.finish_run("r", run.root, "FAILED")
+    report = steps.finish_run("r", run.root, "FAILED")
+    summary = summary_of(run.root)
     assert summary["gate"] is None
     assert summary["tuned"]["accuracy"] == 1.0
     assert summary["dataset"]["splits"]["test"] == 12
-    report = (Path(run.root) / "r" / "summary" / "report.html").read_text()
     assert "vqa-grpo r" in report
-    assert steps.finish_run("r", run.root, "FAILED") == summary  # and once more, as after a retry
+    assert (Path(run.root) / "r" / "summary" / "report.html").read_text() == report
+    assert steps.finish_run("r", run.root, "FAILED") == report  # and once more, as after a retry
+    assert summary_of(run.root) == summary
+
+
+def test_a_cluster_that_does_not_answer_costs_a_run_no_summary(tmp_path, monkeypatch):
+    from vqa_grpo import jobs
+
+    def sweep(run_id: str) -> None:
+        raise RetryError("the API server does not answer")
+
+    monkeypatch.setattr(jobs, "sweep", sweep)
+    with pytest.raises(RetryError):
+        steps.finish_run("r", str(tmp_path), "FAILED")
+    assert summary_of(tmp_path)["status"] == "FAILED"
+
+
+def test_jobs_are_stopped_though_the_summary_cannot_be_written(tmp_path, monkeypatch):
+    from vqa_grpo import jobs
+
+    swept: list[str] = []
+    monkeypatch.setattr(jobs, "sweep", swept.append)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises((StepError, OSError)):
+        steps.finish_run("r", str(tmp_path / "file"), "FAILED")
+    assert swept == ["r"]
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

@@ -74,6 +74,20 @@ def test_what_is_written_is_read_and_replaced(place: str) -> None:
     assert kept.read("deep/name") == b"two"
 
 
+def test_create_never_replaces_where_the_file_system_has_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As exFAT and SMB: they say EPERM or ENOTSUP."""
+
+    def link(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    made = open_store(str(tmp_path))
+    assert (made.create("x", b"first"), made.create("x", b"second")) == (True, False)
+    assert made.read("x") == b"first"
+
+
 def test_create_never_replaces(place: str) -> None:
     kept = open_store(place)
     assert kept.create("name", b"first")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "deepspeed", "vllm")
 # A pickle of the arguments that Trainer writes: training.json says the same and is safe to open.
 UNPUBLISHED = ("training_args.bin",)
+INDEX = "model.safetensors.index.json"
 
 
 def write_records(
@@ -86,10 +87,19 @@ def _belongs(path: Path) -> bool:
     """Whether a file is part of the model: not a pickle, not a debug log with gold answers, not an old run's shard."""
     if path.name in UNPUBLISHED or "_debug" in path.name:
         return False
-    index = path.with_name("model.safetensors.index.json")
-    if path.suffix == ".safetensors" and path.name.startswith("model") and index.is_file():
-        return path.name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    return True
+    index = path.with_name(INDEX)
+    if path.name.startswith("model") and path.suffix == ".safetensors":
+        shards = _shards(index)
+        return not shards or path.name in shards
+    return path.name != INDEX or bool(_shards(index))
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names; nothing when one of them is missing, since a later save in one file removed it."""
+    if not index.is_file():
+        return set()
+    named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return named if all(index.with_name(name).is_file() for name in named) else set()
 
 
 def _link(path: Path, target: Path) -> None:
