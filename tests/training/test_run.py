@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,9 +86,7 @@ def test_a_run_takes_and_publishes_what_lies_in_storage(
     from vqa_grpo.models.load import load_model
     from vqa_grpo.storage.publish import fetch, get, publish_folder
 
-    converted = tmp_path / "converted"
-    shutil.copytree(tiny_dataset, converted / "dataset")
-    publish_folder(str(tmp_path / "store" / "data"), converted)
+    publish_folder(str(tmp_path / "store" / "data"), tiny_dataset)
     publish_folder(str(tmp_path / "store" / "base"), tiny_model)
     target = str(tmp_path / "store" / "model")
     output = tmp_path / "output"
