@@ -99,7 +99,8 @@ class Judge(Section):
 # What a run passes to its trainer from other parts of the configuration; `train.extra` must not undo it.
 _SET_ELSEWHERE = {
     *("model_name_or_path", "dataset_name", "output_dir", "publish_uri", "prompt_template", "min_pixels", "max_pixels"),
-    *("reward_funcs", "reward_weights", "seed"),
+    *("reward_funcs", "reward_weights", "seed", "reward_combination", "format_reward", "step_encoder", "use_judge"),
+    *("judge_url", "judge_model", "judge_timeout", "judge_retries", "judge_concurrency", "judge_cache_dir"),
 }
 
 

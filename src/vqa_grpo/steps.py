@@ -512,6 +512,7 @@ def predict_to(run: RunConfig, model: str, dataset: Path, out: Path, task: str =
         min_pixels=run.model.min_pixels,
         max_pixels=run.model.max_pixels,
         metrics=run.evaluate.metrics,
+        step_encoder=run.rewards.step_encoder,
         progress=functools.partial(emit, task),
     )
     write_predictions(out, predictions)

@@ -212,7 +212,7 @@ def test_a_row_of_a_known_benchmark_is_also_scored_in_its_own_metric():
 def test_the_steps_of_a_window_go_to_the_matcher_in_one_call(tiny_vlm, questions, predictions, monkeypatch):
     calls = []
     match = module.match_many
-    monkeypatch.setattr(module, "match_many", lambda items: calls.append(len(items)) or match(items))
+    monkeypatch.setattr(module, "match_many", lambda items, **how: calls.append(len(items)) or match(items, **how))
     monkeypatch.setattr(module, "WINDOW_BATCHES", 2)
     assert run(tiny_vlm, questions, batch_size=3) == predictions
     assert calls == [6, 3]

@@ -252,6 +252,7 @@ def test_tasks_take_keys_from_secrets_and_places_from_a_config_map_and_may_do_wi
             assert {secret["secretName"] for secret in executor["secretAsEnv"]} == {
                 "vqa-grpo-s3",
                 "vqa-grpo-hf",
+                "vqa-grpo-judge",
                 "vqa-grpo-mlflow",
             }
             (settings,) = executor["configMapAsEnv"]

@@ -19,7 +19,7 @@ from vqa_grpo.contract.verdict import Prediction, prediction_schema
 from vqa_grpo.models.load import load_model, load_processor
 from vqa_grpo.scoring.answer import grade
 from vqa_grpo.scoring.metrics import METRICS, metric_for
-from vqa_grpo.scoring.steps import match_many
+from vqa_grpo.scoring.steps import Mode, match_many
 
 if TYPE_CHECKING:
     import datasets
@@ -40,6 +40,7 @@ def predict(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     metrics: Mapping[str, str] | None = None,
+    step_encoder: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Prediction]:
     """One prediction for each row, as windows finish; rows of one length go together, so not in the data set's order.
@@ -67,7 +68,7 @@ def predict(
                 judged.append(_judge(row, tokens, ends, processor.tokenizer, metrics))
             done += len(batch)
             progress(done, total)
-        yield from _with_reasoning(window, judged)
+        yield from _with_reasoning(window, judged, step_encoder)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
@@ -261,13 +262,18 @@ def _judge(
     )
 
 
-def _with_reasoning(rows: Sequence[Mapping[str, Any]], judged: Sequence[Prediction]) -> Iterator[Prediction]:
+def _with_reasoning(
+    rows: Sequence[Mapping[str, Any]], judged: Sequence[Prediction], step_encoder: str = ""
+) -> Iterator[Prediction]:
     """Score the steps of all rows with one call of the sentence encoder; rows without references never load it."""
+    mode: Mode = "lexical" if step_encoder == "lexical" else "semantic"
     scores = match_many(
         [
             (prediction.steps, row.get("reference_steps") or (), row["question"])
             for row, prediction in zip(rows, judged, strict=True)
-        ]
+        ],
+        mode=mode,
+        encoder=None if mode == "lexical" else step_encoder or None,
     )
     for prediction, score in zip(judged, scores, strict=True):
         yield replace(prediction, reasoning_f1=None if score is None else score.f1)

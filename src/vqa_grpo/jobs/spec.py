@@ -23,6 +23,7 @@ SECRETS: Mapping[str, str] = {
     "AWS_SECRET_ACCESS_KEY": "vqa-grpo-s3",
     "AWS_SESSION_TOKEN": "vqa-grpo-s3",
     "HF_TOKEN": "vqa-grpo-hf",
+    "VQA_GRPO_JUDGE_API_KEY": "vqa-grpo-judge",
     "MLFLOW_TRACKING_USERNAME": "vqa-grpo-mlflow",
     "MLFLOW_TRACKING_PASSWORD": "vqa-grpo-mlflow",
 }

@@ -109,8 +109,10 @@ def _match(prediction: str, gold: str, kind: str, options: Sequence[str], ordere
         return Match(False, "empty", "", plain(gold))
     if kind == "list" and (ordered or listing.is_in_order(gold)):
         return listing.match(said if "\n" not in prediction else prediction, gold, True, _same)
-    # The same text is the same answer, whatever the type; `plain` keeps every sign that changes a meaning.
-    if form == plain(gold) and not (kind == "choice" and options and said != tidy(gold) and len(form) == 1):
+    # The same text is the same answer. Where a sign, a prime or a capital changes the value (-$5, 5", MW), it must be
+    # the same to the letter; elsewhere the plain forms decide.
+    exact = kind in ("number", "datetime", "choice")
+    if said == tidy(gold) or (not exact and form == plain(gold)):
         return Match(True, f"{kind}_exact", form, plain(gold))
     if kind == "choice":
         found = _choice(said, gold, options)

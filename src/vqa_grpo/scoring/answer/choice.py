@@ -20,7 +20,10 @@ _LETTER_AND_TEXT = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _TEXT_AND_LETTER = re.compile(r"(\S.*?)\s*[(\[]([A-Za-z])[)\]]\.?", re.DOTALL)
-_ANOTHER = re.compile(r"(?<![A-Za-z])[(\[]?[A-Ja-j][)\]]|\bor\b")
+_ANOTHER = re.compile(  # a second letter, or doubt, beside the first
+    r"(?<![A-Za-z])[(\[]?[A-Ja-j][)\]]|(?<![A-Za-z])[A-J]\s*[.:=](?=\s|$)|^\W*[A-J]\W*$"
+    r"|\b(?i:or|both|maybe|perhaps|not sure|unsure)\b"
+)
 _ALONE = re.compile(r"[(\[]?([A-J])[)\].:]{0,2}")
 
 Same = Callable[[str, str], bool]

@@ -1,7 +1,8 @@
 """Dates and times of day, exact to the fields that the gold answer gives.
 
-A date of three numbers is read as day-month and as month-day. Where both readings exist it equals only a date with the
-same two readings: an ambiguous answer is wrong against a clear one. A gold time without am or pm accepts either.
+A date of three numbers is read as month-day and as day-month. Where both readings exist it equals only a date with the
+same two readings in the same places: an ambiguous answer is wrong against a clear one, and 5/3 is not 3/5. A gold time
+without am or pm accepts either.
 """
 
 from __future__ import annotations
@@ -58,9 +59,12 @@ class Clock(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """`dates` holds the readings as (year, month, day) with 0 for what is not said; `name` a lone month or weekday."""
+    """`dates` holds the readings as (year, month, day) with 0 for what is not said; `name` a lone month or weekday.
 
-    dates: frozenset[tuple[int, int, int]] = frozenset()
+    Month-day comes before day-month, so that 5/3 and 3/5 differ although each can be read as the other.
+    """
+
+    dates: tuple[tuple[int, int, int], ...] = ()
     clock: Clock | None = None
     name: str = ""
 
@@ -159,11 +163,11 @@ def _minutes(words: str) -> int:
     return sum(values) if len(values) <= 2 and 0 < sum(values) < 60 else -1
 
 
-def _dates(text: str) -> frozenset[tuple[int, int, int]]:
+def _dates(text: str) -> tuple[tuple[int, int, int], ...]:
     text = _WEEKDAY.sub("", text, count=1) if _WEEKDAY.match(text) else text
     found, order = next(((found, order) for form, order in _FORMS if (found := form.fullmatch(text))), (None, ""))
     if found is None:
-        return frozenset()
+        return ()
     if order == "mdy":
         readings = [(int(found[3] or 0), _MONTH[found[1]], int(found[2]))]
     elif order == "dmy":
@@ -175,4 +179,5 @@ def _dates(text: str) -> frozenset[tuple[int, int, int]]:
     else:
         first, second, year = int(found[1]), int(found[3]), int(found[4])
         readings = [(year, first, second), (year, second, first)]
-    return frozenset((y, m, d) for y, m, d in readings if 1 <= m <= 12 and (d or order == "my") and d <= 31)
+    possible = [(y, m, d) for y, m, d in readings if 1 <= m <= 12 and (d or order == "my") and d <= 31]
+    return tuple(dict.fromkeys(possible))

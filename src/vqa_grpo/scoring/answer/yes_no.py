@@ -14,8 +14,11 @@ _WORDS = {
 }
 _CLAUSE = re.compile(r"(yes|no)\s*[,.;:!-]\s*(.{1,80})", re.IGNORECASE)
 _AGAINST = {
-    "yes": re.compile(r"\b(?:no|not|none|never|false|maybe|or)\b|nt\b"),
-    "no": re.compile(r"\b(?:yes|true|maybe|or)\b"),
+    "yes": re.compile(
+        r"\b(?:no|not|none|never|neither|false|maybe|or|hardly|barely|unlikely|cannot"
+        r"|(?:is|are|was|were|do|does|did|ca|wo|has|have|had|could|would|should)nt)\b"
+    ),
+    "no": re.compile(r"\b(?:yes|true|maybe|or)\b|^(?:it|there|he|she|they) (?:is|are|does|do|has|have)$"),
 }
 
 
