@@ -29,19 +29,18 @@ def train_and_register(resolved: dsl.PipelineTask, trainer_image: Any) -> None:
     """Everything between knowing the source and a registered model."""
     found = resolved.outputs
     data = {name: found[name] for name in ("data_config", "fingerprint", "root", "code")}
-    # One image wherever a model runs: the same code trains, evaluates and prepares.
-    image = trainer_image
     run = {name: found[name] for name in ("config", "run_id", "root")}
     validated = _small(validate_dataset(**data, checks=found["checks"]), cached=True)
     converted = _small(convert_dataset(**data), cached=True)
     dataset_uri = converted.outputs["dataset_uri"]
     prepared = _large(prepare_model(config=found["config"], dataset_uri=dataset_uri, root=found["root"]))
-    prepared.after(validated).set_container_image(image)
+    # One image wherever a model runs: the same code prepares, trains and evaluates.
+    prepared.after(validated).set_container_image(trainer_image)
     base = prepared.outputs["Output"]
-    trained = _small(train_model(**run, dataset_uri=dataset_uri, base=base, trainer_image=image), cached=False)
+    trained = _small(train_model(**run, dataset_uri=dataset_uri, base=base, trainer_image=trainer_image), cached=False)
     model_uri = trained.outputs["Output"]
     evaluated = _large(evaluate_models(**run, dataset_uri=dataset_uri, base=base, model_uri=model_uri))
-    evaluated.set_container_image(image)
+    evaluated.set_container_image(trainer_image)
     identity = {name: found[name] for name in ("fingerprint", "code")}
     decided = decide_promotion(**run, **identity, evaluation_uri=evaluated.outputs["Output"])
     _small(decided, cached=False)
@@ -60,29 +59,19 @@ def finish(output_root: Any, run_id: Any) -> dsl.PipelineTask:
 
 
 def _small(task: dsl.PipelineTask, cached: bool) -> dsl.PipelineTask:
-    """A task that moves bytes or waits. Every step is safe to run twice, so a lost node costs a retry only."""
-    return (
-        _retried_and_connected(task.set_caching_options(cached))
-        .set_cpu_request("1")
-        .set_cpu_limit("2")
-        .set_memory_request("2Gi")
-        .set_memory_limit("4Gi")
-    )
+    """A task that moves bytes or waits."""
+    return _placed(task.set_caching_options(cached), cpu=("1", "2"), memory=("2Gi", "4Gi"))
 
 
 def _large(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """A task that runs a model itself."""
-    return (
-        _retried_and_connected(task.set_caching_options(False))
-        .set_cpu_request("2")
-        .set_cpu_limit("4")
-        .set_memory_request("6Gi")
-        .set_memory_limit("12Gi")
-    )
+    return _placed(task.set_caching_options(False), cpu=("2", "4"), memory=("6Gi", "12Gi"))
 
 
-def _retried_and_connected(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    _connected(task)
+def _placed(task: dsl.PipelineTask, cpu: tuple[str, str], memory: tuple[str, str]) -> dsl.PipelineTask:
+    """What a task asks for and may use at most. Every step is safe to run twice: a lost node costs a retry only."""
+    _connected(task).set_cpu_request(cpu[0]).set_cpu_limit(cpu[1])
+    task.set_memory_request(memory[0]).set_memory_limit(memory[1])
     return task.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0) if RETRIES else task
 
 

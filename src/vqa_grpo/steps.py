@@ -34,7 +34,6 @@ from vqa_grpo.storage.store import explain_os_error, is_about_the_disk, normalis
 RESULT = "result.json"
 EASY_VQA = "builtin:easy-vqa"
 TINY = "builtin:tiny"
-REWARDS = ("format", "accuracy", "reasoning")
 POD_OUTPUT = "/tmp/vqa-grpo/output"  # noqa: S108 - a training pod's own disk
 MEASURED = ("base", "tuned", "comparison", "blind")
 UNRECORDED = "decide-without-mlflow"
@@ -139,10 +138,12 @@ def _wants_steps(run: RunConfig) -> bool:
 
 def _check_rewards(run: RunConfig) -> None:
     """Refuse a misspelt reward before anything is converted; a function of the user's own is found by the trainer."""
+    from vqa_grpo.rewards.vqa import NAMES
+
     for name in run.rewards.functions:
-        if "." not in name and ":" not in name and name not in REWARDS:
-            near = difflib.get_close_matches(name, REWARDS, 1, 0.5)
-            hint = f", did you mean {near[0]}?" if near else f": {', '.join(REWARDS)}, or package.module:function"
+        if "." not in name and ":" not in name and name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, 1, 0.5)
+            hint = f", did you mean {near[0]}?" if near else f": {', '.join(NAMES)}, or package.module:function"
             raise ConfigurationError(f"rewards.functions: there is no reward {name!r}{hint}")
 
 
@@ -714,7 +715,7 @@ def _once(step: str, uri: str, build: Callable[[Path], dict[str, Any]]) -> dict[
 def _result(uri: str) -> dict[str, Any]:
     published = publish.get(uri)
     result = json.loads(open_store(published.root).read(RESULT) or b"{}")
-    return {**result, "root": published.root, "folder_digest": published.digest}
+    return {**result, "root": published.root}
 
 
 def _found(uri: str) -> dict[str, Any] | None:
