@@ -80,8 +80,8 @@ def test_the_default_parameters_are_a_smoke_run_on_two_nodes_without_gpus(compil
 
 def test_the_default_parameters_are_a_valid_configuration(compiled, tmp_path):
     """What the first task would do with them, without Kubeflow."""
-    from vqa_grpo import steps
     from vqa_grpo.components.resolve_source import resolve_source
+    from vqa_grpo.steps.shared import config_of
 
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
     types = {"NUMBER_INTEGER": int, "STRING": str}
@@ -90,15 +90,15 @@ def test_the_default_parameters_are_a_valid_configuration(compiled, tmp_path):
     values.setdefault("output_root", "")
     place = SimpleNamespace(uri=f"{tmp_path}/resolve-source/an-execution/place")
     resolved = resolve_source.python_func(**values, place=place, job_id="a-kubeflow-job")
-    run = steps._config(resolved.config)
+    run = config_of(resolved.config)
     assert (run.job.num_nodes, run.job.gpus_per_node, run.model.base) == (2, 0, "builtin:tiny")
     assert (resolved.run_id, resolved.root) == ("a-kubeflow-job", str(tmp_path))
 
 
 def test_the_nodes_and_gpus_that_were_asked_for_win_over_the_configuration(tmp_path):
     """Kubeflow's form shows them with a number in it: what it shows is what there will be."""
-    from vqa_grpo import steps
     from vqa_grpo.components.resolve_source import resolve_source
+    from vqa_grpo.steps.shared import config_of
 
     config = "extends: quickstart\njob: {num_nodes: 3, gpus_per_node: 8}\n"
     empty = ("overrides", "source", "base_model", "registered_model", "tracking_uri", "run_id", "code")
@@ -112,7 +112,7 @@ def test_the_nodes_and_gpus_that_were_asked_for_win_over_the_configuration(tmp_p
         job_id="j",
         place=None,
     )
-    run = steps._config(resolved.config)
+    run = config_of(resolved.config)
     assert (run.job.num_nodes, run.job.gpus_per_node) == (1, 0)
 
 

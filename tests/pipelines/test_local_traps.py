@@ -20,6 +20,7 @@ import pytest
 
 from vqa_grpo import components, steps
 from vqa_grpo.pipelines import local
+from vqa_grpo.steps.shared import once
 
 STEP_FILES = sorted(Path(components.__file__).parent.glob("[a-z]*_*.py"))
 
@@ -195,9 +196,9 @@ def test_a_retried_step_does_not_see_what_its_first_attempt_left(tmp_path, monke
         return {"rows": 1}
 
     with pytest.raises(RuntimeError):
-        steps._once("convert", str(tmp_path / "out"), build)
+        once("convert", str(tmp_path / "out"), build)
     assert list((tmp_path / "out").glob("*")) == []
-    assert steps._once("convert", str(tmp_path / "out"), build)["rows"] == 1
+    assert once("convert", str(tmp_path / "out"), build)["rows"] == 1
     assert seen == [[], []]
     assert list((tmp_path / "work").iterdir()) == []
 
@@ -213,9 +214,9 @@ def test_a_killed_attempt_is_not_seen_either_though_nobody_could_clean_up_after_
 
     with monkeypatch.context() as killed:
         killed.setattr(shutil, "rmtree", lambda *_, **__: None)
-        steps._once("convert", str(tmp_path / "one"), build)
+        once("convert", str(tmp_path / "one"), build)
     assert list((tmp_path / "work").iterdir()) != []
-    steps._once("convert", str(tmp_path / "another"), build)
+    once("convert", str(tmp_path / "another"), build)
     assert seen == [[], []]
 
 

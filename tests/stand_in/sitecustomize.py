@@ -16,12 +16,14 @@ WANTED = json.loads(os.environ.get("STAND_IN", "null"))
 def install() -> None:
     from vqa_grpo import registry, steps
     from vqa_grpo.contract.failure import FailureReason, JobError
+    from vqa_grpo.report.progress import emit
+    from vqa_grpo.steps import evaluate, shared, train
     from vqa_grpo.storage import publish
 
     def prepare_model(config: str, dataset_uri: str, root: str) -> Any:
         return steps.Prepared("base")
 
-    def train(run: Any, run_id: str, model_uri: str, dataset_uri: str, base: str, image: str) -> None:
+    def launch_training(run: Any, run_id: str, model_uri: str, dataset_uri: str, base: str, image: str) -> None:
         if WANTED.get("blame") == "train":
             raise JobError("the job's process was killed: give it more memory", FailureReason.OUT_OF_MEMORY)
 
@@ -30,7 +32,7 @@ def install() -> None:
             (folder / "history.json").write_text('[{"step": 1, "reward": NaN}, {"step": 2, "reward": 0.5}]')
             return {}
 
-        publish.publish(model_uri, build, steps._work())
+        publish.publish(model_uri, build, shared.work())
 
     def predict_to(run: Any, model: str, dataset: Path, out: Path, task: str = "evaluate") -> None:
         import pyarrow as pa
@@ -38,11 +40,11 @@ def install() -> None:
 
         from vqa_grpo.contract.verdict import prediction_schema
 
-        steps.emit(task, 1, 2, "it's going")
+        emit(task, 1, 2, "it's going")
         letter = WANTED["letters"]["base" if model == "base" else "tuned"]
-        rows = [_prediction(row, letter) for row in steps._held_out(run, dataset)]
+        rows = [_prediction(row, letter) for row in evaluate._held_out(run, dataset)]
         pq.write_table(pa.Table.from_pylist(rows, schema=prediction_schema()), out)
-        steps.emit(task, 2, 2)
+        emit(task, 2, 2)
 
     def record_run(tracking_uri: str, experiment: str, run_id: str, metrics: Any, params: Any, tags: Any) -> str:
         _note("record", {"run_id": run_id, "metrics": metrics, "params": params, "tags": tags})
@@ -52,7 +54,7 @@ def install() -> None:
         _note("register", {"name": name, "source": source, "digest": digest, **more})
         return registry.Registered(name, "1", alias, digest, source)
 
-    steps.prepare_model, steps._launch_training, steps.predict_to = prepare_model, train, predict_to
+    steps.prepare_model, train.launch_training, evaluate.predict_to = prepare_model, launch_training, predict_to
     registry.record_run, registry.register = record_run, register
 
 

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import vqa_grpo
 from vqa_grpo import steps
 from vqa_grpo.contract.failure import ConfigurationError, DataError
+from vqa_grpo.steps.shared import config_of
+
+PACKAGE = Path(vqa_grpo.__file__).parent
 
 
 def test_the_same_run_has_the_same_name_and_the_name_is_short(resolve):
@@ -73,8 +77,8 @@ def test_storage_comes_out_in_one_form(source):
 
 
 def test_the_code_s_digest_knows_every_file_but_how_steps_are_called(tmp_path, monkeypatch):
-    package = shutil.copytree(Path(steps.__file__).parent, tmp_path / "package")
-    monkeypatch.setattr(steps, "__file__", str(package / "steps.py"))
+    package = shutil.copytree(PACKAGE, tmp_path / "package")
+    monkeypatch.setattr(vqa_grpo, "__file__", str(package / "__init__.py"))
 
     def changed(name: str) -> bool:
         before = steps.code_digest()
@@ -83,7 +87,7 @@ def test_the_code_s_digest_knows_every_file_but_how_steps_are_called(tmp_path, m
             file.write("\n")
         return steps.code_digest() != before
 
-    relevant = ("steps.py", "rewards/vqa.py", "contract/prompts/vqa.txt", "configs/quick.yaml", "a/new.py")
+    relevant = ("steps/train.py", "rewards/vqa.py", "contract/prompts/vqa.txt", "configs/quick.yaml", "a/new.py")
     assert all(changed(name) for name in relevant)
     assert changed("training/deepspeed/zero2.json")
     assert not any(changed(name) for name in ("cli/app.py", "pipelines/train.py", "components/x.py", "x.pyc"))
@@ -92,18 +96,18 @@ def test_the_code_s_digest_knows_every_file_but_how_steps_are_called(tmp_path, m
 def test_a_prompt_file_s_text_travels_with_the_run_and_is_part_of_its_name(resolve, tmp_path):
     """A pod has no such file, and the same file may say something else tomorrow."""
     file = tmp_path / "prompt.txt"
-    shipped = (Path(steps.__file__).parent / "contract" / "prompts" / "short.txt").read_text()
+    shipped = (PACKAGE / "contract" / "prompts" / "short.txt").read_text()
     file.write_text("Look closely. " + shipped)
     first = resolve(f"model.prompt={file}")
     assert str(file) not in first.config
-    assert "Look closely." in steps._config(first.config).model.prompt
-    words = steps.training_arguments(steps._config(first.config), "d", "b", "o", "p")
+    assert "Look closely." in config_of(first.config).model.prompt
+    words = steps.training_arguments(config_of(first.config), "d", "b", "o", "p")
     assert "Look closely." in words[words.index("--prompt_template") + 1]
     file.write_text("Look twice. " + shipped)
     assert resolve(f"model.prompt={file}").run_id != first.run_id
     file.unlink()
-    assert steps._config(first.config).model.prompt.startswith("Look closely.")
-    assert steps._config(resolve("model.prompt=vqa").config).model.prompt == "vqa"  # a shipped one keeps its name
+    assert config_of(first.config).model.prompt.startswith("Look closely.")
+    assert config_of(resolve("model.prompt=vqa").config).model.prompt == "vqa"  # a shipped one keeps its name
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_secrets_of_the_environment_stay_there(resolve, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://me:{SECRET}@mlflow.example")
     run = resolve()
     assert SECRET not in repr(run)
-    assert SECRET not in " ".join(steps.training_arguments(steps._config(run.config), "d", "b", "o", "s3://b/m"))
+    assert SECRET not in " ".join(steps.training_arguments(config_of(run.config), "d", "b", "o", "s3://b/m"))
 
 
 def test_urls_and_addresses_without_a_password_pass(resolve):

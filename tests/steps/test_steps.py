@@ -17,6 +17,8 @@ import pytest
 from vqa_grpo import steps
 from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, JobError, RetryError, StepError
 from vqa_grpo.contract.layout import step_uri
+from vqa_grpo.steps import evaluate, train
+from vqa_grpo.steps.shared import config_of
 from vqa_grpo.storage import publish
 
 
@@ -142,7 +144,7 @@ def test_training_is_launched_once_and_a_model_that_is_there_is_taken(resolve, t
         launched.append(run_id)
         publish_model(model_uri, tmp_path)
 
-    monkeypatch.setattr(steps, "_launch_training", launch)
+    monkeypatch.setattr(train, "launch_training", launch)
     first = steps.train_model(run.config, "r", run.root, "data", "base")
     assert first.steps == 7
     assert steps.train_model(run.config, "r", run.root, "data", "base") == first
@@ -156,7 +158,7 @@ def test_a_job_that_fails_publishes_nothing_and_leaves_no_scratch(resolve, tmp_p
     def launch(*_: Any) -> None:
         raise JobError("out of memory", FailureReason.OUT_OF_MEMORY)
 
-    monkeypatch.setattr(steps, "_launch_training", launch)
+    monkeypatch.setattr(train, "launch_training", launch)
     run = resolve(run_id="r")
     with pytest.raises(JobError):
         steps.train_model(run.config, "r", run.root, "data", "base")
@@ -192,7 +194,7 @@ def test_a_retried_step_recognises_its_job_on_a_cluster(resolve, launched, monke
             steps.train_model(run.config, "r", run.root, "data", "base", "trainer@sha256:0")
     (first, _), (second, _) = launched
     assert (first.name, first.spec_hash) == (second.name, second.spec_hash)
-    assert output_of(first) == steps.POD_OUTPUT
+    assert output_of(first) == train.POD_OUTPUT
 
 
 def test_training_on_this_machine_writes_to_scratch_that_goes_with_it(resolve, launched, tmp_path):
@@ -221,7 +223,7 @@ def test_training_on_this_machine_writes_to_scratch_that_goes_with_it(resolve, l
     ],
 )
 def test_an_option_is_written_as_the_trainer_reads_it(value, words):
-    assert steps._option("x", value) == words
+    assert train._option("x", value) == words
 
 
 def test_the_arguments_of_training_are_read_back_as_they_were_meant(resolve):
@@ -237,7 +239,7 @@ def test_the_arguments_of_training_are_read_back_as_they_were_meant(resolve):
         "train.extra.bf16=false",
         "seed=11",
     ]
-    run = steps._config(resolve(*settings).config)
+    run = config_of(resolve(*settings).config)
     words = steps.training_arguments(run, "/data set/o'brien", "/models/base", "/out put", "s3://bucket/model")
     values = arguments.read(words).values
     expected = {
@@ -270,7 +272,7 @@ def test_the_arguments_of_training_are_read_back_as_they_were_meant(resolve):
 
 def test_every_setting_of_the_train_section_reaches_training(resolve):
     """A field that is added to the configuration and forgotten here would change nothing."""
-    run = steps._config(resolve("train.deepspeed=zero2", "train.num_generations=4").config)
+    run = config_of(resolve("train.deepspeed=zero2", "train.num_generations=4").config)
     words = steps.training_arguments(run, "d", "b", "o", "p")
     fields = set(type(run.train).model_fields) - {"extra"}
     assert {f"--{name}" for name in fields} <= set(words)
@@ -293,7 +295,7 @@ def evaluated(resolve, monkeypatch, tmp_path) -> Callable[[str], steps.Resolved]
     from vqa_grpo import registry
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
-    for owner, name in [(steps, "prepare_model"), (steps, "_launch_training"), (steps, "predict_to")]:
+    for owner, name in [(steps, "prepare_model"), (train, "launch_training"), (evaluate, "predict_to")]:
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
     for name in ("record_run", "register"):
         monkeypatch.setattr(registry, name, getattr(registry, name))
@@ -394,7 +396,7 @@ def test_a_run_that_failed_at_once_still_has_a_summary(tmp_path):
 
 
 def test_a_run_that_failed_after_training_says_where_its_model_is(resolve, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "_launch_training", lambda run, run_id, uri, *_: publish_model(uri, tmp_path))
+    monkeypatch.setattr(train, "launch_training", lambda run, run_id, uri, *_: publish_model(uri, tmp_path))
     run = resolve(run_id="r")
     trained = steps.train_model(run.config, "r", run.root, "data", "base")
     assert steps.finish_run("r", run.root, "FAILED") == ""

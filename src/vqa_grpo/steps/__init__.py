@@ -1,0 +1,44 @@
+"""The pipeline's steps as plain functions: strings and numbers in, a dataclass out, no Kubeflow.
+
+A step's result is a folder published once, with a `result.json` of its figures. A step that finds its result
+published returns it, so that a retried step, a resumed run and a second run all do only what is missing.
+Results that depend on their inputs alone (the converted data, the embedded base model) are keyed on those inputs.
+"""
+
+from vqa_grpo.steps.data import Converted, Validated, convert_dataset, open_source, validate_dataset
+from vqa_grpo.steps.decide import Decided, decide_promotion, needs_training
+from vqa_grpo.steps.evaluate import Evaluated, evaluate_models, predict_to
+from vqa_grpo.steps.finish import finish_run
+from vqa_grpo.steps.guard import guarded
+from vqa_grpo.steps.model import Prepared, prepare_model
+from vqa_grpo.steps.register import register_model
+from vqa_grpo.steps.resolve import Resolved, checked, code_digest, resolve, run_folder
+from vqa_grpo.steps.train import Trained, train_model, training_arguments, training_job
+
+__all__ = [
+    "Converted",
+    "Decided",
+    "Evaluated",
+    "Prepared",
+    "Resolved",
+    "Trained",
+    "Validated",
+    "checked",
+    "code_digest",
+    "convert_dataset",
+    "decide_promotion",
+    "evaluate_models",
+    "finish_run",
+    "guarded",
+    "needs_training",
+    "open_source",
+    "predict_to",
+    "prepare_model",
+    "register_model",
+    "resolve",
+    "run_folder",
+    "train_model",
+    "training_arguments",
+    "training_job",
+    "validate_dataset",
+]

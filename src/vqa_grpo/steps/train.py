@@ -1,0 +1,113 @@
+"""The training step: a run configuration as the trainer's command line, and the job that runs it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqa_grpo.config import RunConfig
+from vqa_grpo.contract.layout import step_uri
+from vqa_grpo.steps.shared import config_of, once, work
+from vqa_grpo.storage import publish
+from vqa_grpo.storage.store import open_store
+
+POD_OUTPUT = "/tmp/vqa-grpo/output"  # noqa: S108 - a training pod's own disk
+
+
+@dataclass(frozen=True)
+class Trained:
+    model_uri: str
+    digest: str
+    steps: int
+
+
+def train_model(config: str, run_id: str, root: str, dataset_uri: str, base: str, image: str = "") -> Trained:
+    """Run GRPO as a job, on this machine or on a cluster; the job itself publishes the model."""
+    run = config_of(config)
+    model_uri = step_uri(root, run_id, "model")
+
+    def build(folder: Path) -> dict[str, Any]:
+        if not publish.is_published(model_uri):
+            launch_training(run, run_id, model_uri, dataset_uri, base, image)
+        model = publish.get(model_uri)
+        facts = json.loads(open_store(model.root).read("training.json") or b"{}")
+        return {"model_uri": model_uri, "digest": model.digest, "steps": facts["steps"], "base": base}
+
+    result = once("train", step_uri(root, run_id, "train"), build)
+    return Trained(model_uri, result["digest"], result["steps"])
+
+
+def training_arguments(run: RunConfig, dataset: str, base: str, output_dir: str, publish_uri: str) -> list[str]:
+    """The command line of `python -m vqa_grpo.training` for a run configuration."""
+    train = run.train.model_dump(exclude={"extra", "num_generations", "deepspeed"})
+    options: dict[str, Any] = {
+        "model_name_or_path": base,
+        "dataset_name": dataset,
+        "output_dir": output_dir,
+        "publish_uri": publish_uri,
+        "prompt_template": run.model.prompt,
+        "min_pixels": run.model.min_pixels,
+        "max_pixels": run.model.max_pixels,
+        "reward_funcs": list(run.rewards.functions),
+        "reward_combination": run.rewards.combination,
+        "format_reward": run.rewards.format_mode,
+        "seed": run.seed,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        **train,
+    }
+    if run.rewards.weights:
+        options["reward_weights"] = list(run.rewards.weights)
+    if run.rewards.step_encoder:
+        options["step_encoder"] = run.rewards.step_encoder
+    if run.judge.enabled:
+        options |= {
+            "use_judge": True,
+            "judge_url": run.judge.url,
+            "judge_model": run.judge.model,
+            "judge_timeout": run.judge.timeout_seconds,
+            "judge_retries": run.judge.max_retries,
+            "judge_concurrency": run.judge.concurrency,
+        }
+        if run.judge.cache_dir:
+            options["judge_cache_dir"] = run.judge.cache_dir
+    if run.train.num_generations:
+        options["num_generations"] = run.train.num_generations
+    if run.train.deepspeed:
+        options["deepspeed"] = run.train.deepspeed
+    options |= run.train.extra
+    return [word for key, value in options.items() for word in _option(key, value)]
+
+
+def training_job(run: RunConfig, run_id: str, arguments: list[str], image: str) -> Any:
+    """The job that trains: what `train` launches and `render-job` prints."""
+    from vqa_grpo.jobs import JobSpec, job_name
+
+    return JobSpec.from_config(
+        job_name(run_id), run_id, "vqa_grpo.training", run.job, arguments=tuple(arguments), image=image
+    )
+
+
+def launch_training(run: RunConfig, run_id: str, model_uri: str, dataset_uri: str, base: str, image: str) -> None:
+    from vqa_grpo import jobs
+
+    def launch(output: str) -> None:
+        arguments = training_arguments(run, dataset_uri, base, output, model_uri)
+        jobs.launch(training_job(run, run_id, arguments, image), run.job.launcher)
+
+    if jobs.place(run.job.launcher) == "local":
+        with publish.scratch(work()) as output:
+            launch(str(output))
+    else:
+        # The same in every attempt: a retried step recognises its job by what it runs.
+        launch(POD_OUTPUT)
+
+
+def _option(key: str, value: Any) -> list[str]:
+    """One option as the trainer's command line takes it; None and an empty list leave its default."""
+    if value is None or value == []:
+        return []
+    values = value if isinstance(value, list | tuple) else [value]
+    return [f"--{key}", *(json.dumps(part) if isinstance(part, dict | bool) else str(part) for part in values)]
