@@ -250,6 +250,13 @@ def test_the_order_of_the_steps_does_not_matter_unless_asked_for(mode, encoder, 
     )
 
 
+def test_the_order_of_the_steps_does_not_choose_between_equal_assignments() -> None:
+    steps = ["The red cat is left of the mat.", "The red dog is left of the mat.", "The big dog is left of the mat."]
+    references = [steps[0], "The red cat is left of the NOKIA.", "The red cat is not on the mat."]
+    scores = [score(order, references, mode="semantic", encoder=Words()) for order in itertools.permutations(steps)]
+    assert scores == scores[:1] * 6
+
+
 @pytest.mark.parametrize(("mode", "encoder"), MODES[:2])
 @given(steps=STEPS.filter(any), references=REFERENCES, data=st.data())
 def test_saying_something_again_never_raises_the_score(mode, encoder, steps, references, data) -> None:

@@ -222,12 +222,16 @@ class _Case:
 
 
 def _units(steps: Sequence[str], spoken: Sequence[int]) -> list[list[int]]:
-    """Groups of steps that say the same in nearly the same words, each in order."""
+    """Groups of steps that say the same in nearly the same words, each in order.
+
+    The groups stand in the order of their texts: where two assignments are worth the same, the order of the steps must
+    not choose between them.
+    """
     units: list[list[int]] = []
     for i in spoken:
         same = [unit for unit in units if any(_same_wording(steps[i], steps[j]) for j in unit)]
         units = [unit for unit in units if unit not in same] + [sorted([i, *(j for unit in same for j in unit)])]
-    return sorted(units)
+    return sorted(units, key=lambda unit: min(steps[i] for i in unit))
 
 
 def _same_wording(a: str, b: str) -> bool:
