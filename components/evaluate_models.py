@@ -9,7 +9,7 @@ from vqa_grpo.components.images import TRAINER
 def evaluate_models(
     config: str, run_id: str, root: str, dataset_uri: str, base: str, model_uri: str, metrics: dsl.Output[dsl.Metrics]
 ) -> str:
-    """Predict greedily with both models and grade with the rewards' own graders.
+    """Predict greedily with both models and grade by the rules that the rewards use, without the judge.
 
     Args:
         config: The run's checked configuration as JSON.

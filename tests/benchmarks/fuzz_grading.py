@@ -78,7 +78,7 @@ def main() -> int:
         text = completion(rng, gold)
         start = time.perf_counter()
         try:
-            parsed = parse(text, truncated=False)
+            parsed = parse(text)
             verdict = grade(parsed.answer if rng.random() < 0.8 else text[:5000], [gold, "red"], options)
             reward = parsed.format_reward
             durations.append(time.perf_counter() - start)

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqa_grpo.contract.completion import FORMAT_REWARD, MAX_DEPTH, Completion, Outcome, parse
+from vqa_grpo.contract.completion import FORMAT_REWARD, MAX_BYTES, MAX_DEPTH, Outcome, parse
 
 GOOD = '{"reasoning_steps": ["A red circle is shown."], "answer": "red"}'
+# White space to Python but not to JSON, zero-width characters, a mark alone, letters and symbols without ink.
+UNSEEN = ["\xa0", "\x1f", "\u2028", "\u200b", "\u200d\ufe0f", "\ufeff", "\u0301", "\u034f", *"\u115f\u3164\uffa0\u2800"]
+TOO_DEEP = '{"x": ' + "[" * MAX_DEPTH + "]" * MAX_DEPTH + "}"
 TRUNCATABLE = '{"reasoning_steps": ["a\\u00e9\\n", "{b}"], "answer": "c\\"d", "x": [1.5e3, true, null, -2]}'
 
 
@@ -68,9 +71,16 @@ def test_the_contract_alone_gets_full_marks(text: str) -> None:
         (made(("x" * 513,)), "too_large", "long_step", True),
         (made(("w " * 65,)), "too_large", "long_step", True),
         (made(("s",), "a" * 513), "too_large", "long_answer", False),
-        (made(("s" * 70_000,)), "too_large", "too_large", False),
-        (made(x=1)[:-2] + "[" * 5000 + "]" * 5000 + "}", "too_large", "too_deep", False),
-        ('{"x": ' + "[" * MAX_DEPTH + "]" * MAX_DEPTH + "}", "too_large", "too_deep", False),
+        (made(("s" * 70_000,)), "oversized", "oversized", False),
+        (GOOD + " " * MAX_BYTES, "oversized", "oversized", False),
+        (f"{{{'z' * MAX_BYTES}{GOOD}", "oversized", "oversized", False),
+        (made(x=1)[:-2] + "[" * 5000 + "]" * 5000 + "}", "oversized", "too_deep", False),
+        (TOO_DEEP, "oversized", "too_deep", False),
+        (made(x=1)[:-2] + "[" * 50_000 + "]" * 50_000 + "}", "oversized", "oversized", False),
+        ('Use {" as opener. {}', "fields", "text_around", False),
+        (f'Use {{ " as opener. {GOOD}', "wrapped", "text_around", True),
+        *((f"{blank}{GOOD}", "wrapped", "text_around", True) for blank in UNSEEN),
+        *((f"{GOOD}{blank}\n", "wrapped", "text_around", True) for blank in UNSEEN),
         ("{}", "fields", "no_steps", False),
         ('{"answer": "red"}', "fields", "no_steps", False),
         ('{"reasoning_steps": ["s"]}', "fields", "no_answer", False),
@@ -79,7 +89,8 @@ def test_the_contract_alone_gets_full_marks(text: str) -> None:
         (made([1, None]), "fields", "step_type", False),
         (made(["s", None]), "fields", "step_type", False),
         (made(["s", " \n"]), "fields", "empty_step", False),
-        (made(["\u200b"]), "fields", "empty_step", False),
+        *((made([blank]), "fields", "empty_step", False) for blank in UNSEEN),
+        *((made(("s",), blank), "fields", "empty_answer", False) for blank in UNSEEN),
         (made(("s",), ""), "fields", "empty_answer", False),
         (made(("s",), " "), "fields", "empty_answer", False),
         (made(("s",), 3), "fields", "answer_type", False),
@@ -112,7 +123,10 @@ def test_an_imperfect_object_earns_part_of_the_marks_under_its_own_name(
         (" \n", "no_json", "empty"),
         ("It looks red.", "no_json", "no_object"),
         ("[1, 2]", "no_json", "no_object"),
-        ("x" * 100_000, "no_json", "too_large"),
+        ("x" * 100_000, "no_json", "oversized"),
+        ('{"answer": "' + "x" * 100_000, "truncated", "oversized"),
+        (f'{{"a": 1,}}{"x" * 100_000}', "malformed", "oversized"),
+        ("\u3164\xa0", "no_json", "no_object"),
         ('{"reasoning_steps": ["s"], "answer": "a",}', "malformed", "trailing_comma"),
         ('{"reasoning_steps": ["s",], "answer": "a"}', "malformed", "trailing_comma"),
         ("{'reasoning_steps': ['s'], 'answer': 'a'}", "malformed", "single_quotes"),
@@ -127,6 +141,7 @@ def test_an_imperfect_object_earns_part_of_the_marks_under_its_own_name(
         ("{", "truncated", "unfinished_object"),
         (GOOD[:-1], "truncated", "unfinished_object"),
         (f"Sure: {GOOD[:30]}", "truncated", "unfinished_object"),
+        ('{"answer": "the empty set {} is', "truncated", "unfinished_object"),
         ('{"a": {"reasoning_steps": ["s"], "answer": "a"}', "truncated", "unfinished_object"),
     ],
 )
@@ -141,10 +156,20 @@ def test_an_object_cut_anywhere_is_truncated(length: int) -> None:
     assert parse(TRUNCATABLE[:length]).outcome is Outcome.TRUNCATED
 
 
-def test_a_completion_that_the_caller_knows_was_cut_off_is_truncated_whatever_it_holds() -> None:
-    assert parse(GOOD, truncated=True) == Completion(
-        Outcome.TRUNCATED, reasons=("cut_off: generation stopped at its limit",)
-    )
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "It is red.", GOOD, f"Sure: {GOOD}", made(note=1), made(("s",) * 33), "{}", 'a {" b {}', GOOD + GOOD),
+        *('{"answer": "a", "answer": "b"}', TOO_DEEP, GOOD[:-1], '{"a": 1,}', "{'a': 1}"),
+    ],
+)
+@pytest.mark.parametrize("padding", [" ", "\u3164", "x", "{", "[", "\n", "\\"])
+def test_padding_beyond_the_limit_never_pays_and_never_hides_that_there_is_an_object(text: str, padding: str) -> None:
+    plain = parse(text).format_reward
+    for padded in (text + padding * MAX_BYTES, padding * MAX_BYTES + text):
+        reward = parse(padded).format_reward
+        assert reward <= plain
+        assert (reward > 0) == (plain > 0)
 
 
 def test_the_limits_on_steps_take_the_steps_and_leave_the_answer() -> None:
@@ -160,6 +185,11 @@ def test_the_binary_reward_pays_for_the_contract_in_prose_too_and_for_nothing_le
 def test_every_outcome_has_a_grade_and_only_valid_has_the_full_one() -> None:
     assert set(FORMAT_REWARD) == set(Outcome)
     assert [outcome for outcome, reward in FORMAT_REWARD.items() if reward == 1.0] == [Outcome.VALID]
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome, reward in FORMAT_REWARD.items() if reward > 0])
+def test_what_is_read_no_further_gets_the_lowest_grade_of_an_object(outcome: Outcome) -> None:
+    assert FORMAT_REWARD[Outcome.OVERSIZED] <= FORMAT_REWARD[outcome]
 
 
 UNITS = [
@@ -201,15 +231,14 @@ json_values = st.recursive(
 )
 
 
-@given(st.one_of(st.text(), st.lists(pieces, max_size=25).map("".join)), st.booleans())
-def test_nothing_makes_the_parser_raise_and_every_result_is_consistent(text: str, truncated: bool) -> None:
-    parsed = parse(text, truncated)
+@given(st.one_of(st.text(), st.lists(pieces, max_size=25).map("".join)))
+def test_nothing_makes_the_parser_raise_and_every_result_is_consistent(text: str) -> None:
+    parsed = parse(text)
     assert 0.0 <= parsed.format_reward <= 1.0
     assert (parsed.outcome is Outcome.VALID) == (not parsed.reasons)
     assert parsed.answer is None or parsed.answer.strip()
     assert not parsed.steps or (parsed.answer is not None and all(step.strip() for step in parsed.steps))
     "; ".join((parsed.answer or "", *parsed.steps, *parsed.reasons)).encode()  # all of it can be logged
-    assert not truncated or parsed.outcome is Outcome.TRUNCATED
 
 
 @given(

@@ -180,13 +180,14 @@ def test_a_broken_picture_is_named_by_its_row(tiny_vlm, picture):
         run(tiny_vlm, data([row(picture((1, 2, 3)), 0), row(b"no picture", 1)]))
 
 
-def judged(text: str, **changes) -> Prediction:
+def judged(text: str, ended: bool = True, **changes) -> Prediction:
     class Tokenizer:
         def decode(self, tokens, skip_special_tokens):
             return "".join(map(chr, tokens if tokens[-1] else tokens[:-1]))
 
     asked = row(b"", 0, **changes)
-    prediction = module._judge(asked, [*map(ord, text), 0, 0, 0], frozenset([0]), Tokenizer())
+    tokens = [*map(ord, text), *([0, 0, 0] if ended else [])]
+    prediction = module._judge(asked, tokens, frozenset([0]), Tokenizer())
     (scored,) = module._with_reasoning([asked], [prediction])
     return scored
 
@@ -199,6 +200,13 @@ def test_a_completion_is_judged_by_the_contract_the_grader_and_the_step_matcher(
     assert prediction.correct
     assert prediction.reasoning_f1 == 1.0
     assert prediction.completion_tokens == len(text) + 1  # with the end token, without the padding
+
+
+def test_a_completion_cut_off_after_its_object_is_graded_by_its_text_as_the_rewards_do():
+    text = '{"reasoning_steps": ["It is red."], "answer": "Red"} and so on and'
+    ended, cut_off = judged(text), judged(text, ended=False)
+    assert (cut_off.outcome, cut_off.format_reward, cut_off.correct) == ("wrapped", 0.5, True)
+    assert cut_off.explanation == f"{ended.explanation}; cut off at the limit of {len(text)} tokens"
 
 
 def test_a_row_of_a_known_benchmark_is_also_scored_in_its_own_metric():

@@ -63,6 +63,14 @@ def test_files_give_one_line_for_each_line_in_order(vqa: Any, tmp_path: Path) ->
     assert json.loads(out)["answer"] == "red"
 
 
+def test_steps_are_read_from_stdin_too(vqa: Any) -> None:
+    rows = [{"id": 1, "steps": ["It is red."], "references": ["It is red."]}, {"id": "b", "steps": ["x"]}]
+    lines = "\n\n".join(map(json.dumps, rows)).encode()
+    code, out, _ = vqa("score-steps", "--file", "-", "--mode", "lexical", stdin=lines)
+    scored = [json.loads(line) for line in out.splitlines()]
+    assert (code, [(row["id"], row["f1"]) for row in scored]) == (0, [(1, 1.0), ("b", None)])
+
+
 @pytest.mark.parametrize(
     ("verb", "line", "says"),
     [
@@ -78,12 +86,21 @@ def test_files_give_one_line_for_each_line_in_order(vqa: Any, tmp_path: Path) ->
         ("grade", b'{"gold": "1", "prediction": "1", "options": "AB"}', "options must be a list"),
         ("grade", b'{"gold": "1", "prediction": "1", "source": 1}', "source and metric must be strings"),
         ("parse", b"{}", "completion must be a string"),
+        ("score-steps", b"{", "not JSON"),
+        ("score-steps", b"\xff", "not JSON"),
+        ("score-steps", b"[" * 100_000, "not JSON"),
+        ("score-steps", b"[1]", "not a JSON object"),
+        ("score-steps", b'{"steps": "a"}', "steps must be a list of strings"),
+        ("score-steps", b'{"references": [1]}', "references must be a list of strings"),
+        ("score-steps", b'{"question": 1}', "question must be a string"),
+        ("score-steps", b'{"id": NaN}', "id must be a string or a whole number"),
     ],
 )
 def test_a_bad_line_is_one_error_that_names_the_line(vqa: Any, verb: str, line: bytes, says: str) -> None:
     good = json.dumps({"gold": "1", "prediction": "1", "completion": GOOD}).encode()
-    code, out, error = vqa(verb, "--file", "-", stdin=good + b"\n" + line)
-    assert (code, len(out.splitlines()), error.count("\n")) == (65, 1, 1)
+    mode = ["--mode", "lexical"] if verb == "score-steps" else []
+    code, out, error = vqa(verb, "--file", "-", *mode, stdin=good + b"\n" + line)
+    assert (code, len(out.splitlines()), error.count("\n")) == (65, 0 if verb == "score-steps" else 1, 1)
     assert error.startswith("error: stdin, line 2: ")
     assert says in error
 
@@ -97,6 +114,7 @@ def test_a_bad_line_is_one_error_that_names_the_line(vqa: Any, verb: str, line: 
         ("grade", "--file", "no-such-file"),
         ("parse",),
         ("parse", "--file", "-", "--completion", "x"),
+        ("score-steps", "--file", "no-such-file", "--mode", "lexical"),
     ],
 )
 def test_arguments_that_make_no_sense_are_a_configuration_error(vqa: Any, arguments: tuple[str, ...]) -> None:

@@ -357,13 +357,15 @@ def score_steps(
     ] = "semantic",
     encoder: Annotated[str, typer.Option(help="A sentence-transformers name or folder instead of the default.")] = "",
     order: Annotated[bool, typer.Option("--order", help="Also say how far the steps keep the order.")] = False,
-    file: Annotated[Path | None, typer.Option(help="JSONL of steps, references, question; prints JSONL.")] = None,
+    file: Annotated[
+        str, typer.Option(help="JSONL of steps, references, question; - reads stdin.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Match reasoning steps with reference steps."""
     from vqa_grpo.cli.score_steps import score_file, score_one
 
-    if file is not None:
+    if file:
         if step or reference or question:
             raise ConfigurationError("score-steps: give --file, or --step and --reference, not both")
         for line in score_file(file, mode, encoder, order):

@@ -57,17 +57,22 @@ def completion_row(completion: Completion) -> Row:
 
 def each_line(file: str, work: Callable[[Row], Row]) -> None:
     """JSONL in, JSONL out to stdout, one line for each line; "-" reads stdin. The first bad line ends it."""
-    for number, row in _rows(file):
+    for where, row in read_rows(file):
         try:
             result = work(row)
         except DataError as error:
-            raise DataError(f"{_name(file)}, line {number}: {error}") from None
+            raise DataError(f"{where}: {error}") from None
         except ConfigurationError as error:
-            raise ConfigurationError(f"{_name(file)}, line {number}: {error}") from None
+            raise ConfigurationError(f"{where}: {error}") from None
         sys.stdout.write(json.dumps(result, sort_keys=True, allow_nan=False) + "\n")
 
 
-def _rows(file: str) -> Iterator[tuple[int, Row]]:
+def read_rows(file: str) -> Iterator[tuple[str, Row]]:
+    """Each object of a JSONL file, or of stdin for "-", with its place for an error's text; blank lines are skipped.
+
+    Raises ConfigurationError for a file that cannot be read, DataError for a line that is not UTF-8 or no JSON object.
+    """
+    name = "stdin" if file == "-" else file
     try:
         stream = nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb")  # noqa: SIM115 - the with is below
     except OSError as error:
@@ -76,17 +81,14 @@ def _rows(file: str) -> Iterator[tuple[int, Row]]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
+            where = f"{name}, line {number}"
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{_name(file)}, line {number}: not JSON: {str(error)[:120]}") from None
+                raise DataError(f"{where}: not JSON: {str(error)[:120]}") from None
             if not isinstance(row, dict):
-                raise DataError(f"{_name(file)}, line {number}: not a JSON object")
-            yield number, row
-
-
-def _name(file: str) -> str:
-    return "stdin" if file == "-" else file
+                raise DataError(f"{where}: not a JSON object")
+            yield where, row
 
 
 def _strings(value: Any) -> bool:

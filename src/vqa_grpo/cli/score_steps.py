@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from itertools import islice
-from pathlib import Path
 from typing import Any, get_args
 
+from vqa_grpo.cli.grading import Row, read_rows
 from vqa_grpo.contract.failure import ConfigurationError, DataError
 from vqa_grpo.scoring.steps import Mode, StepScore, check, match_many
 from vqa_grpo.scoring.steps.match import Item
@@ -35,16 +34,16 @@ def score_one(
     return _figures(score), text if score.order is None else f"{text}; order {score.order:.3f}"
 
 
-def score_file(path: Path, mode: str, encoder: str, order: bool) -> Iterator[dict[str, Any]]:
-    """The figures of each row, with its `id` if it has one; null for a row without references."""
+def score_file(file: str, mode: str, encoder: str, order: bool) -> Iterator[Row]:
+    """The figures of each row of a JSONL file, or of stdin for "-", with its `id` if it has one; null for a row without
+    references. Raises as `read_rows` does, and DataError for a row that holds something else than texts."""
     check(_mode(mode), encoder or None)
-    with path.open(encoding="utf-8") as file:
-        rows = (_row(line, f"{path}, line {number}") for number, line in enumerate(file, 1) if line.strip())
-        while chunk := list(islice(rows, ROWS_PER_ROUND)):
-            scores = match_many([item for _, item in chunk], mode=_mode(mode), encoder=encoder or None, order=order)
-            for (row, _), score in zip(chunk, scores, strict=True):
-                named = {"id": row["id"]} if "id" in row else {}
-                yield named | (dict.fromkeys(NAMES) if score is None else _figures(score))
+    rows = ((row, _item(row, where)) for where, row in read_rows(file))
+    while chunk := list(islice(rows, ROWS_PER_ROUND)):
+        scores = match_many([item for _, item in chunk], mode=_mode(mode), encoder=encoder or None, order=order)
+        for (row, _), score in zip(chunk, scores, strict=True):
+            named = {"id": row["id"]} if "id" in row else {}
+            yield named | (dict.fromkeys(NAMES) if score is None else _figures(score))
 
 
 def _figures(score: StepScore) -> dict[str, Any]:
@@ -58,17 +57,16 @@ def _mode(name: str) -> Mode:
     raise ConfigurationError(f"--mode {name}: use one of {', '.join(get_args(Mode))}")
 
 
-def _row(line: str, where: str) -> tuple[dict[str, Any], Item]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: {error}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: not a JSON object")
-    return row, (_texts(row, "steps", where), _texts(row, "references", where), str(row.get("question") or ""))
+def _item(row: Row, where: str) -> Item:
+    question = row.get("question") or ""
+    if not isinstance(question, str):
+        raise DataError(f"{where}: question must be a string")
+    if not isinstance(row.get("id"), str | int | None):  # NaN, say, could not be printed as JSON
+        raise DataError(f"{where}: id must be a string or a whole number")
+    return _texts(row, "steps", where), _texts(row, "references", where), question
 
 
-def _texts(row: dict[str, Any], key: str, where: str) -> list[str]:
+def _texts(row: Row, key: str, where: str) -> list[str]:
     texts = row.get(key) or []
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{where}: {key} must be a list of strings")

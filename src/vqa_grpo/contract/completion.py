@@ -9,24 +9,33 @@ The grades, from best to worst (`FORMAT_REWARD`); a completion with several flaw
 
 | outcome        | grade | what the completion is                                                   | answer | steps |
 | -------------- | ----- | ------------------------------------------------------------------------ | ------ | ----- |
-| valid          | 1.0   | the prompt's contract and nothing else but white space around it          | yes    | yes   |
+| valid          | 1.0   | the prompt's contract, with nothing but JSON's white space around it      | yes    | yes   |
 | wrapped        | 0.5   | the contract's object with a code fence, prose or other objects around it | yes    | yes   |
 | extra_keys     | 0.4   | the contract's object with further keys                                   | yes    | yes   |
-| too_large      | 0.3   | a complete object over a limit: too many, too long or too wordy steps     | yes    | no    |
-|                |       | the same, but answer, depth or the whole completion is over the limit     | no     | no    |
+| too_large      | 0.3   | the contract's object with too many, too long or too wordy steps          | yes    | no    |
+|                |       | the same, but the answer is too long                                      | no     | no    |
 | fields         | 0.25  | a complete object, but a contract key is missing, empty or no string      | no     | no    |
 | duplicate_keys | 0.2   | an object that says one key twice: nobody can tell which one it means     | no     | no    |
 | several        | 0.1   | two or more objects with contract keys: a guess spread over many answers  | no     | no    |
+| oversized      | 0.05  | a complete object, but it is nested too deeply, or the completion is over | no     | no    |
+|                |       | 64 KiB, white space included                                              |        |       |
 | malformed      | 0.0   | looks like an object, but is not JSON                                     | no     | no    |
-| truncated      | 0.0   | the object never ends, or the caller says that the completion was cut off | no     | no    |
+| truncated      | 0.0   | the object never ends                                                     | no     | no    |
 | no_json        | 0.0   | no object at all                                                          | no     | no    |
+
+What is oversized is searched for a complete object and read no further. Its grade is the lowest that an object can
+get, so that no padding pays, whatever it hides.
+
+The text alone decides. TRL does not tell a reward why generation stopped, and evaluation must not grade otherwise than
+training does: a whole object before endless prose is "wrapped", cut off or not, and an object cut off is "truncated".
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -41,6 +50,7 @@ class Outcome(StrEnum):
     FIELDS = "fields"
     DUPLICATE_KEYS = "duplicate_keys"
     SEVERAL = "several"
+    OVERSIZED = "oversized"
     MALFORMED = "malformed"
     TRUNCATED = "truncated"
     NO_JSON = "no_json"
@@ -54,6 +64,7 @@ FORMAT_REWARD = {
     Outcome.FIELDS: 0.25,
     Outcome.DUPLICATE_KEYS: 0.2,
     Outcome.SEVERAL: 0.1,
+    Outcome.OVERSIZED: 0.05,
     Outcome.MALFORMED: 0.0,
     Outcome.TRUNCATED: 0.0,
     Outcome.NO_JSON: 0.0,
@@ -93,11 +104,8 @@ class Completion:
         return tuple(reason.partition(":")[0] for reason in self.reasons)
 
 
-def parse(text: str, truncated: bool = False) -> Completion:
+def parse(text: str) -> Completion:
     """Read a completion. Never raises; the time is linear in the text's length.
-
-    `truncated` says that generation stopped at its limit and not at an end token. Such a completion is "truncated"
-    whatever it holds: a model that does not stop has not written the contract and nothing else.
 
     >>> parse('{"reasoning_steps": ["A red circle is shown."], "answer": "red"}').outcome.value
     'valid'
@@ -106,20 +114,21 @@ def parse(text: str, truncated: bool = False) -> Completion:
     >>> parse("It looks red.").reasons
     ('no_object: no JSON object in the completion',)
     """
-    body = text.strip()
-    if truncated:
-        return Completion(Outcome.TRUNCATED, reasons=("cut_off: generation stopped at its limit",))
+    body = text.strip(_SPACES)
     if not body:
         return Completion(Outcome.NO_JSON, reasons=("empty: the completion is empty",))
-    if len(body) > MAX_BYTES or (not body.isascii() and len(body.encode(errors="surrogatepass")) > MAX_BYTES):
-        return _oversized(body)
-    whole = _decode_whole(body)
+    oversized = len(text) > MAX_BYTES or (not text.isascii() and len(text.encode(errors="surrogatepass")) > MAX_BYTES)
+    whole = None if oversized else _decode_whole(body)
     if whole is not None:
         return _judge(whole, [])
     spans, unfinished, fault = _find_objects(body)
-    if not spans:
-        return _no_object(body, unfinished, fault)
-    return _choose(body, spans)
+    if not oversized:
+        return _choose(body, spans) if spans else _no_object(body, unfinished, fault)
+    reason = f"oversized: the completion is longer than {MAX_BYTES} bytes"
+    if spans:
+        return Completion(Outcome.OVERSIZED, reasons=(reason,))
+    nothing = _no_object(body, unfinished, fault)
+    return replace(nothing, reasons=(reason, *nothing.reasons))
 
 
 # --- from objects to an outcome ---------------------------------------------------------------------------------
@@ -181,13 +190,13 @@ def _choose(body: str, spans: list[tuple[int, int, bool]]) -> Completion:
     flaws: list[_Flaw] = []
     if len(spans) > 1:
         flaws.append((Outcome.WRAPPED, f"other_objects: {len(spans)} JSON objects in the completion"))
-    elif _FENCE.fullmatch(body[:start]) and body[end:].strip() == "```":
+    elif _FENCE.fullmatch(body[:start]) and body[end:].strip(_SPACES) == "```":
         flaws.append((Outcome.WRAPPED, "code_fence: a code fence around the JSON object"))
     elif start > 0 or end < len(body):
         flaws.append((Outcome.WRAPPED, "text_around: text around the JSON object"))
     value = values[index]
     if value is None:
-        flaws.append((Outcome.TOO_LARGE, f"too_deep: nested deeper than {MAX_DEPTH} levels"))
+        flaws.append((Outcome.OVERSIZED, f"too_deep: nested deeper than {MAX_DEPTH} levels"))
         return _completion(flaws, None, ())
     return _judge(value, flaws)
 
@@ -262,21 +271,6 @@ def _no_object(body: str, unfinished: bool, fault: str) -> Completion:
     return Completion(Outcome.NO_JSON, reasons=("no_object: no JSON object in the completion",))
 
 
-def _oversized(body: str) -> Completion:
-    """One attempt at the first object, so that a complete one is told from none; nothing of it is used."""
-    reason = f"too_large: longer than {MAX_BYTES} bytes"
-    start = _START.search(body)
-    if start is None:
-        return Completion(Outcome.NO_JSON, reasons=(reason, "no_object: no JSON object in the completion"))
-    try:
-        _DECODER.raw_decode(body, start.start())
-    except (ValueError, RecursionError):
-        if body.find("}", start.start()) >= 0:
-            return Completion(Outcome.MALFORMED, reasons=(reason, "syntax: the object cannot be read"))
-        return Completion(Outcome.TRUNCATED, reasons=(reason, "unfinished_object: the JSON object never ends"))
-    return Completion(Outcome.TOO_LARGE, reasons=(reason,))
-
-
 def _names(keys: Any) -> str:
     """Keys come from the model: ASCII, quoted and cut, they can stand in any log."""
     return ", ".join(ascii(key[:40]) for key in list(keys)[:5])[:120]
@@ -288,8 +282,13 @@ def _kind(value: Any) -> str:
 
 
 def _is_blank(text: str) -> bool:
-    """Empty to a reader: nothing but white space, control and zero-width characters."""
-    return all(c.isspace() or (not c.isprintable() and not "\ud800" <= c <= "\udfff") for c in text)
+    """Empty to a reader: nothing but white space, control and zero-width characters, marks without a letter, and
+    letters and symbols without ink."""
+    return all(c in _INKLESS or (unicodedata.category(c)[0] in "ZCM" and not "\ud800" <= c <= "\udfff") for c in text)
+
+
+# Hangul fillers, the braille pattern without dots, and the musical note without a head.
+_INKLESS = "\u115f\u1160\u3164\uffa0\u2800\U0001d159"
 
 
 def _is_text(text: str) -> bool:
@@ -302,8 +301,9 @@ def _is_text(text: str) -> bool:
 
 # --- finding objects in any text --------------------------------------------------------------------------------
 
+_SPACES = " \t\n\r"
 # Possessive quantifiers keep every expression linear: nothing is ever tried a second way.
-_WHITE = r"[ \t\n\r]*+"
+_WHITE = rf"[{_SPACES}]*+"
 _ESCAPE = r"\\(?:[\"\\/bfnrt]|u[0-9a-fA-F]{4})"
 _STRING = rf'"(?:[^"\\\x00-\x1f]++|{_ESCAPE})*+'
 _NUMBER = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
@@ -330,19 +330,19 @@ def _find_objects(text: str) -> tuple[list[tuple[int, int, bool]], bool, str]:
     first attempt at an object failed.
 
     After a failure the search goes on at the character that did not fit or, when a string stood before it, inside that
-    string: its opening quote may have been prose. A string can be entered so only once, at its closing quote, so every
-    character is looked at a bounded number of times.
+    string: its opening quote may have been prose. So may the quote of a first key that never ends (`use {" as opener`).
+    A string can be entered so only once, at its closing quote or the text's end, so every character is looked at a
+    bounded number of times.
     """
     spans: list[tuple[int, int, bool]] = []
-    fault = ""
+    unfinished, fault = False, ""
     position = 0
     while found := _START.search(text, position):
         done, position, failed = _walk(text, found.start())
-        if failed is None:
-            return spans, True, fault
         spans += done
-        fault = fault or failed
-    return spans, False, fault
+        unfinished = unfinished or failed is None
+        fault = fault or failed or ""
+    return spans, unfinished, fault
 
 
 def _walk(text: str, start: int) -> tuple[list[tuple[int, int, bool]], int, str | None]:
@@ -360,7 +360,7 @@ def _walk(text: str, start: int) -> tuple[list[tuple[int, int, bool]], int, str 
         token = _TOKEN.match(text, position)
         if token is None:
             if _CUT_TOKEN.match(text, position):
-                return [], len(text), None
+                return [], position + 1 if position == start + 1 else len(text), None
             break
         mark, string = token.group(1), token.group(2) is not None
         if expected[0] == "k":

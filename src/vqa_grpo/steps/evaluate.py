@@ -23,7 +23,10 @@ class Evaluated:
 
 
 def evaluate_models(config: str, run_id: str, root: str, dataset_uri: str, base: str, model_uri: str) -> Evaluated:
-    """Ask base and tuned model the same held-out questions, grade both with the rewards' own graders."""
+    """Ask base and tuned model the same held-out questions, grade both by the rules that the rewards use.
+
+    The judge is left out: one that changes its mind, or its version, would make two runs incomparable.
+    """
     run = config_of(config)
 
     def build(folder: Path) -> dict[str, Any]:

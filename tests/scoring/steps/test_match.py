@@ -134,17 +134,34 @@ def test_what_is_in_conflict_is_counted_but_other_steps_are_not() -> None:
 def test_more_pairs_go_before_a_more_similar_pair() -> None:
     class Angles:
         name = "angles"
-        degrees = {"s": 0, "t": 60, "r": 10, "u": -45}  # noqa: RUF012
+        degrees = {"step s": 0, "step t": 60, "step r": 10, "step u": -45}  # noqa: RUF012
 
         def encode(self, texts):
             angles = np.radians([self.degrees[text] for text in texts])
             return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
 
     # Similar enough: s to r and u, t to r only. Greedy takes s-r and leaves t and u alone.
-    assert score(["s", "t"], ["r", "u"], mode="semantic", encoder=Angles()).matched == 2
-    vectors = Angles().encode(["s", "t", "r", "u"])
+    steps, references = ["step s", "step t"], ["step r", "step u"]
+    assert score(steps, references, mode="semantic", encoder=Angles()).matched == 2
+    vectors = Angles().encode(steps + references)
     matrix = crystal.similarities(vectors[:2], vectors[2:])
     assert crystal.greedy(matrix, module.SEMANTIC_THRESHOLD) == [(0, 0)]
+
+
+@pytest.mark.parametrize("pair", [("a", "b"), ("B", "D"), ("cat", "dog"), ("no", "not"), ("!", "?"), (".", "...")])
+def test_a_step_of_one_word_or_none_matches_no_other_word_and_contradicts_none(pair: tuple[str, str]) -> None:
+    assert crystal_matched(*pair) == 1  # the encoder alone takes them for the same
+    result = score([pair[0]], [pair[1]], mode="semantic")
+    assert (result.matched, result.conflicts) == (0, 0)
+
+
+def test_a_step_of_one_word_matches_the_same_word() -> None:
+    for step, reference in (("a", "A"), ("cats", "the cat"), ("Nokia", "It is a Nokia."), ("It is a Nokia.", "Nokia")):
+        assert score([step], [reference], mode="semantic").matched == 1, step
+
+
+def crystal_matched(step: str, reference: str) -> int:
+    return score([step], [reference], mode="crystal").matched
 
 
 def test_three_weak_pairs_go_before_two_perfect_ones() -> None:
@@ -231,6 +248,13 @@ def test_the_order_of_the_steps_does_not_matter_unless_asked_for(mode, encoder, 
     assert score(shuffled, references, mode=mode, encoder=encoder) == score(
         steps, references, mode=mode, encoder=encoder
     )
+
+
+def test_the_order_of_the_steps_does_not_choose_between_equal_assignments() -> None:
+    steps = ["The red cat is left of the mat.", "The red dog is left of the mat.", "The big dog is left of the mat."]
+    references = [steps[0], "The red cat is left of the NOKIA.", "The red cat is not on the mat."]
+    scores = [score(order, references, mode="semantic", encoder=Words()) for order in itertools.permutations(steps)]
+    assert scores == scores[:1] * 6
 
 
 @pytest.mark.parametrize(("mode", "encoder"), MODES[:2])

@@ -16,7 +16,7 @@ from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.scoring.steps import crystal
 from vqa_grpo.scoring.steps.conflicts import conflict
 from vqa_grpo.scoring.steps.encoder import DEFAULT_ENCODER, TextEncoder, require, shared
-from vqa_grpo.scoring.steps.text import SAME_WORDING, clean, content, is_echo, overlap, wording, words
+from vqa_grpo.scoring.steps.text import SAME_WORDING, clean, content, is_bare, is_echo, overlap, wording, words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,7 +146,7 @@ class _Case:
         self.units = _units(self.steps, spoken)
         self.duplicates = len(spoken) - len(self.units)
         self.allowed = [
-            [all(conflict(self.steps[i], reference) is None for i in unit) for reference in self.references]
+            [all(_comparable(self.steps[i], reference) for i in unit) for reference in self.references]
             for unit in self.units
         ]
 
@@ -222,12 +222,16 @@ class _Case:
 
 
 def _units(steps: Sequence[str], spoken: Sequence[int]) -> list[list[int]]:
-    """Groups of steps that say the same in nearly the same words, each in order."""
+    """Groups of steps that say the same in nearly the same words, each in order.
+
+    The groups stand in the order of their texts: where two assignments are worth the same, the order of the steps must
+    not choose between them.
+    """
     units: list[list[int]] = []
     for i in spoken:
         same = [unit for unit in units if any(_same_wording(steps[i], steps[j]) for j in unit)]
         units = [unit for unit in units if unit not in same] + [sorted([i, *(j for unit in same for j in unit)])]
-    return sorted(units)
+    return sorted(units, key=lambda unit: min(steps[i] for i in unit))
 
 
 def _same_wording(a: str, b: str) -> bool:
@@ -238,9 +242,20 @@ def _overlap(a: str, b: str) -> float:
     return overlap(frozenset(words(a)), frozenset(words(b)))
 
 
+def _comparable(a: str, b: str) -> bool:
+    """Not in conflict; and where one of them is a single word, the other must say it too."""
+    if conflict(a, b) is not None:
+        return False
+    if a == b or not (is_bare(a) or is_bare(b)):
+        return True
+    first, second = wording(a), wording(b)
+    return bool(first and second) and (first <= second or second <= first)
+
+
 def _alike(a: str, b: str) -> bool:
     first, second = content(a), content(b)
-    return len(first & second) >= ALIKE * min(len(first), len(second))
+    shared = len(first & second)
+    return shared > 0 and shared >= ALIKE * min(len(first), len(second))
 
 
 def _crystal(items: Sequence[Item], order: bool, encoder: str | TextEncoder | None) -> list[StepScore | None]:

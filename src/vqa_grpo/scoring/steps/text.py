@@ -75,6 +75,13 @@ def content(text: str) -> frozenset[str]:
     return wording(text) - LIGHT_WORDS or wording(text)
 
 
+def is_bare(step: str) -> bool:
+    """One word or none. An embedding tells such steps from each other by chance: "a" and "b", "cat" and "dog", "!" and
+    "?" are closer than many a paraphrase. A single "word" of another script may be a whole sentence, as in Chinese."""
+    spoken = words(step)
+    return not spoken or (len(spoken) == 1 and spoken[0].isascii())
+
+
 def overlap(a: frozenset[str], b: frozenset[str]) -> float:
     """Jaccard: shared words out of all words."""
     return len(a & b) / len(a | b) if a or b else 0.0
