@@ -357,9 +357,7 @@ def score_steps(
     ] = "semantic",
     encoder: Annotated[str, typer.Option(help="A sentence-transformers name or folder instead of the default.")] = "",
     order: Annotated[bool, typer.Option("--order", help="Also say how far the steps keep the order.")] = False,
-    file: Annotated[
-        str, typer.Option(help="JSONL of steps, references, question; - reads stdin.")
-    ] = "",
+    file: Annotated[str, typer.Option(help="JSONL of steps, references, question; - reads stdin.")] = "",
     as_json: Json = False,
 ) -> None:
     """Match reasoning steps with reference steps."""

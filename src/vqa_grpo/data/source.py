@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from vqa_grpo.contract.record import Record
 
 BLOCK = 1000  # rows that stay together when a source is read in parts
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Which rows of a split to read: every `count`-th block of rows, starting with block `index`; the first
     `limit` rows of the whole split only, where limit is not 0."""
 
