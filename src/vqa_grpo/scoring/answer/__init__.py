@@ -137,12 +137,14 @@ def _choice(said: str, gold: str, options: Sequence[str]) -> Match:
     if not options:
         return choice.match_alone(said, gold, _same)
     found = choice.match(said, gold, options, _same)
-    if not found.correct and abstention.is_abstention(said):
-        # "insufficient information" names the option that declines, however that one is worded.
-        declining = [option for option in options if abstention.is_abstention(option)]
-        if len(declining) == 1:
-            return choice.match(declining[0], gold, options, _same)
-    return found
+    if found.correct:
+        return found
+    # "insufficient information" names the option that declines, however that one is worded.
+    declining = [option for option in options if abstention.is_abstention(choice.unlabelled(option))]
+    if len(declining) != 1:
+        return found
+    named = [declining[0] if abstention.is_abstention(text) else text for text in (said, gold)]
+    return choice.match(*named, options, _same) if named != [said, gold] else found
 
 
 def _same(prediction: str, gold: str) -> bool:
