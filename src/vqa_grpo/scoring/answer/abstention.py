@@ -29,7 +29,8 @@ _WHAT = (
 )
 _FROM = (
     rf"(?: (?:(?:from|in|by|with|given|using|based on|on basis of) (?:this |given |provided |available )?"
-    rf"(?:{_SHOWN}|information|info|data|view|angle|scene|question)s?(?: (?:alone|only|given|provided|shown|available))?"
+    rf"(?:{_SHOWN}|information|info|data|view|angle|scene|question)s?"
+    rf"(?: (?:alone|only|given|provided|shown|available))?"
     rf"|given|available|provided|here))?"
 )
 _TO = rf"(?: to {_DECIDE}{_WHAT})?"
@@ -38,15 +39,16 @@ _UNSAID = (
     r"|applicable|indicated|discernible|disclosed|listed|reported)"
 )
 _UNKNOWN = (
-    rf"(?:unknown|unanswerable|unclear|uncertain|indeterminate|undetermined|undeterminable|indeterminable|not {_UNSAID})"
+    r"(?:unknown|unanswerable|unclear|uncertain|indeterminate|undetermined|undeterminable|indeterminable"
+    rf"|not {_UNSAID})"
 )
 _CANNOT = r"(?:can ?not|cant|could not|couldnt)"
 _ENOUGH = rf"(?:enough|sufficient) {_KNOWLEDGE}(?: for (?:{_ASKED}|an answer))?"
 _WORDINGS = [
     rf"(?:there is |there are |theres |it is |its |this is |i have )?(?:insufficient|inadequate|missing) {_KNOWLEDGE}"
     rf"{_FROM}{_TO}{_FROM}",
-    rf"(?:(?:there is |there are |theres |i have )?(?:not|no)|i do not have|i dont have|there isnt|there arent) {_ENOUGH}"
-    rf"{_FROM}{_TO}{_FROM}",
+    rf"(?:(?:there is |there are |theres |i have )?(?:not|no)|i do not have|i dont have|there isnt|there arent)"
+    rf" {_ENOUGH}{_FROM}{_TO}{_FROM}",
     rf"(?:there is |theres )no way{_TO}{_FROM}",
     r"no (?:information|info|data) (?:is )?(?:available|given|provided)",
     rf"(?:{_ASKED} )?{_CANNOT} be {_DECIDED}{_FROM}",
@@ -55,7 +57,8 @@ _WORDINGS = [
     r"(?:i have )?no idea|(?:i am |im )?(?:not sure|unsure|uncertain)|(?:there is )?no answer|n/a",
     rf"(?:i am |im |it is |its |this is )?(?:unable|impossible|not possible|hard|difficult) to {_DECIDE}{_WHAT}{_FROM}",
     rf"(?:(?:{_ASKED} is |its )?{_UNKNOWN}|(?:{_ASKED} )?isnt {_UNSAID}){_FROM}",
-    rf"(?:{_SHOWN}|it) (?:does not|doesnt) (?:show|say|state|mention|specify|provide|contain|indicate|give|tell|include)"
+    rf"(?:{_SHOWN}|it) (?:does not|doesnt)"
+    r" (?:show|say|state|mention|specify|provide|contain|indicate|give|tell|include)"
     rf"(?: (?:{_ASKED}|so|(?:enough |sufficient |this |that )?{_KNOWLEDGE}{_TO}))?",
 ]
 _ABSTENTION = re.compile(rf"(?:sorry |i am sorry |im sorry )?(?:{'|'.join(_WORDINGS)})")

@@ -27,15 +27,9 @@ def _span(*bounds: int) -> list[int]:
 _UNSEEN = [0xAD, 0x34F, 0x61C, 0x17B4, 0x17B5, 0xFEFF, *_span(0x180B, 0x180F, 0x200B, 0x200F, 0x202A, 0x202E)]
 _UNSEEN += _span(0x2060, 0x206F, 0xFE00, 0xFE0F, 0xFFF0, 0xFFFB, 0xE0000, 0xE007F, 0xE0100, 0xE01EF)
 _BLANK = [*_span(0, 8, 0xE, 0x1B, 0x7F, 0x84, 0x86, 0x9F, 0x115F, 0x1160), 0x2800, 0x3164, 0xFFA0]
-_SAME: dict[int, str | None] = str.maketrans(
-    {
-        **dict.fromkeys(_UNSEEN, None),
-        **dict.fromkeys(_BLANK, " "),
-        **dict.fromkeys("−‐‑‒–—﹣－", "-"),
-        **dict.fromkeys("‘’ʼ′`´", "'"),
-        **dict.fromkeys("“”„″", '"'),
-    }
-)
+_SAME: dict[int, str | None] = dict.fromkeys(_UNSEEN) | dict.fromkeys(_BLANK, " ")
+for _written, _one in (("−‐‑‒–—﹣－", "-"), ("‘’ʼ′`´", "'"), ("“”„″", '"')):
+    _SAME |= dict.fromkeys(map(ord, _written), _one)
 _SUPERSCRIPT = re.compile("[⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _AFTER_DIGIT = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞↉])")

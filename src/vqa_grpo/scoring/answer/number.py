@@ -60,18 +60,16 @@ _PART = re.compile(rf"\s+({'|'.join(number_words.PARTS)})(?![a-z])", re.IGNORECA
 _AND_A_HALF = re.compile(r" and (?:a|one) half(?![a-z])", re.IGNORECASE)
 _ORDINAL_TAIL = re.compile(r"(?:st|nd|rd|th)(?![a-z])", re.IGNORECASE)
 _NOUN = re.compile(r"(?:[A-Za-z]+(?:['-][A-Za-z]+)*)(?: [A-Za-z]+(?:['-][A-Za-z]+)*){0,3}")
-# What makes another claim of "3 dogs", or none at all.
-_NO_NOUN = frozenset(
-    "or and not nor maybe perhaps possibly if to than but either over under more less fewer least most plus minus times"
-    " half quarter thousand hundred million billion dozen score gross versus vs through until out is isn't was wasn't are"
-    " aren't no yes never always i guess this its as us without except wrong squared cubed".split()
-)
-_PEOPLE = frozenset(
-    "people men women children feet teeth mice geese fish sheep deer person man woman child aircraft cattle police"
-    " total".split()
-)
+_CLAIMS = """
+or and not nor maybe perhaps possibly if to than but either over under more less fewer least most plus minus times half
+quarter thousand hundred million billion dozen score gross versus vs through until out is isn't was wasn't are aren't no
+yes never always i guess this its as us without except wrong squared cubed
+"""
+_NO_NOUN = frozenset(_CLAIMS.split())  # each makes another claim of "3 dogs", or none at all
+_PLURALS = "people men women children feet teeth mice geese fish sheep deer aircraft cattle police total"
+_PEOPLE = frozenset([*_PLURALS.split(), "person", "man", "woman", "child"])
 # A count of these is no count of things: three pairs of shoes are six shoes.
-_GROUPS = frozenset("pair pairs couple couples trio trios".split())
+_GROUPS = frozenset(["pair", "pairs", "couple", "couples", "trio", "trios"])
 _AFTER_NOUN = re.compile(r" (?:of|in|on|at|with|from|for|that|who|wearing|visible|shown) ?")
 _HOW = re.compile(r" (?:old|tall|long|high|wide|deep|thick|away|in (?:length|height|width|total))\Z", re.IGNORECASE)
 _HYPHENATED = re.compile(r"-([A-Za-z]{3,})(?:-(?:old|tall|long|high|wide|deep))?")
@@ -322,12 +320,14 @@ def _sum(first: Quantity, unit: str, rest: str, depth: int) -> Quantity | None:
     second = read(rest, depth + 1) if depth < 3 and found and first.step == 0 else None
     if not found or second is None:
         return None
-    if second.kind == "" and name == "foot":
+    if second.kind == "" and name == "foot" and re.fullmatch(r"\d{1,2}", rest):  # 1'000 is no foot
         second = Quantity(second.value, second.step, second.digits, "unit", "", (("inch", 1),))
     factor = units.conversion(second.unit, found) if second.kind == "unit" else None
     if factor is None or factor[1] or factor[0] >= 1:
         return None
     scale = Fraction(factor[0]).limit_denominator(10**6)
+    if second.value * scale >= 1:
+        return None
     return Quantity(
         first.value + second.value * scale, second.step * scale, first.digits + second.digits, "unit", "", found
     )

@@ -70,7 +70,7 @@ def read(words: list[str]) -> tuple[Fraction, bool, int] | None:
     value, used = whole
     rest = words[used:]
     if value != 1 and rest[:1] and rest[0] in _ORDINALS and PARTS.get(rest[0], 0) >= 100:  # the two hundredth
-        return value * _ORDINALS[rest[0]], True, used + 1
+        return Fraction(value * _ORDINALS[rest[0]]), True, used + 1
     if value < 20 and rest[:1] and rest[0] in PARTS and (value != 1 or not rest[0].endswith("s")):
         return Fraction(value, PARTS[rest[0]]), False, used + 1
     if rest[:2] == ["and", "half"] or rest[:3] in (["and", "a", "half"], ["and", "one", "half"]):
