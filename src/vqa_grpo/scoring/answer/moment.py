@@ -55,7 +55,8 @@ _SPOKEN = re.compile(
     r"(?:at )?(?:(half|quarter|a quarter|[a-z-]+)(?: minutes)? (past|to) ([a-z]+|\d{1,2})|([a-z]+) o'?clock)"
     r"(?:\s*(a|p)\.?m\.?)?"
 )
-_BOTH = re.compile(r"(.+?),? (?:at )?(\S*\d:\d\d\S*(?: ?[ap]\.?m\.?)?)|(\d\S*:\d\d(?: ?[ap]\.?m\.?)?),? (?:on )?(.+)")
+_TIME = r"(\S*\d:\d\d\S*(?: ?[ap]\.?m\.?)?|\d{1,2} ?[ap]\.?m\.?)"
+_BOTH = re.compile(rf"(.+?),? (?:at )?{_TIME}|{_TIME},? (?:on )?(.+)")
 
 
 class Clock(NamedTuple):
@@ -128,8 +129,9 @@ def _read(text: str) -> Moment | None:
     text = tidy(text).casefold().rstrip(",; ")
     if not text.endswith((".m.", "am.", "pm.")):
         text = text.rstrip(".")
-    if text in _DAY or text in _MONTH:
-        return Moment(name=_DAY.get(text) or _MONTHS[_MONTH[text] - 1])
+    name = text.removeprefix("on ")
+    if name in _DAY or text in _MONTH:
+        return Moment(name=_DAY.get(name) or _MONTHS[_MONTH[text] - 1])
     if not text or not (text[0].isdigit() or text[-1].isdigit() or text.endswith(("m", "m.", "k")) or " " in text):
         return Moment(clock=_NAMED[text]) if text in _NAMED else None
     day = ""

@@ -37,12 +37,12 @@ _CURRENCY_WORDS = {
     **dict.fromkeys(("eur", "euro", "euros"), "EUR"),
     **dict.fromkeys(("gbp", "pound sterling", "pounds sterling"), "GBP"),
     **dict.fromkeys(("jpy", "yen"), "JPY"),
-    **dict.fromkeys(("inr", "rupee", "rupees"), "INR"),
+    **dict.fromkeys(("inr", "rupee", "rupees", "rs", "rs."), "INR"),
     **dict.fromkeys(("cny", "yuan", "rmb"), "CNY"),
     **dict.fromkeys(("krw", "won"), "KRW"),
     **_CURRENCY_SIGNS,
 }
-_CURRENCY = re.compile(r"(US\$|[$€£¥₹₩]|(?:USD|EUR|GBP|JPY|INR|CNY|KRW)(?![A-Z]))\s*", re.IGNORECASE)
+_CURRENCY = re.compile(r"(US\$|[$€£¥₹₩]|Rs\.?(?=\s|\d)|(?:USD|EUR|GBP|JPY|INR|CNY|KRW)(?![A-Z]))\s*", re.IGNORECASE)
 _BODY = re.compile(
     r"(?:(?P<whole>\d{1,9})\s+(?=\d+\s*/))?"
     r"(?:(?P<top>\d{1,9})\s*/\s*(?P<bottom>\d{1,9})(?![\d.,/])"
@@ -55,15 +55,16 @@ _SCALE = re.compile(
 )
 _SCALES = {"hundred": 100, **number_words.SCALES, "lac": 10**5, "dozen": 12, "mn": 10**6, "bn": 10**9, "tn": 10**12}
 _LETTER_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
-_MONEY_SCALE = re.compile(r"\s?(m|cr)\b", re.IGNORECASE)  # 5 m are metres only where no money is
+_MONEY_SCALES = {"k": 10**3, "m": 10**6, "cr": 10**7, "b": 10**9}
+_MONEY_SCALE = re.compile(r"\s?(k|m|cr|b)\b", re.IGNORECASE)  # 5 m are metres only where no money is
 _PART = re.compile(rf"\s+({'|'.join(number_words.PARTS)})(?![a-z])", re.IGNORECASE)
 _AND_A_HALF = re.compile(r" and (?:a|one) half(?![a-z])", re.IGNORECASE)
 _ORDINAL_TAIL = re.compile(r"(?:st|nd|rd|th)(?![a-z])", re.IGNORECASE)
 _NOUN = re.compile(r"(?:[A-Za-z]+(?:['-][A-Za-z]+)*)(?: [A-Za-z]+(?:['-][A-Za-z]+)*){0,3}")
 _CLAIMS = """
 or and not nor maybe perhaps possibly if to than but either over under more less fewer least most plus minus times half
-quarter thousand hundred million billion dozen score gross versus vs through until out is isn't was wasn't are aren't no
-yes never always i guess this its as us without except wrong squared cubed
+quarter thousand hundred million billion dozen score gross ones tens hundreds thousands versus vs through until out is
+isn't was wasn't are aren't no yes never always i guess this its as us without except wrong squared cubed
 """
 _NO_NOUN = frozenset(_CLAIMS.split())  # each makes another claim of "3 dogs", or none at all
 _PLURALS = "people men women children feet teeth mice geese fish sheep deer aircraft cattle police total"
@@ -265,7 +266,7 @@ def _read(text: str, depth: int) -> Quantity | None:
             factor *= _SCALES[found["word"].casefold()] if found["word"] else _LETTER_SCALES[found["letter"]]
             rest = rest[found.end() :]
     if factor == 1 and currency and (found := _MONEY_SCALE.match(rest)):
-        factor, rest = 10**6 if found[1] in "mM" else 10**7, rest[found.end() :]
+        factor, rest = _MONEY_SCALES[found[1].casefold()], rest[found.end() :]
     value, step = value * factor, step * factor
     if not ordinal and (found := _ORDINAL_TAIL.match(rest)) and not step and value.denominator == 1:
         ordinal, rest = True, rest[found.end() :]
