@@ -66,7 +66,9 @@ or and not nor maybe perhaps possibly if to than but either over under more less
 quarter thousand hundred million billion dozen score gross ones tens hundreds thousands versus vs through until out is
 isn't was wasn't are aren't no yes never always i guess this its as us without except wrong squared cubed
 """
-_NO_NOUN = frozenset(_CLAIMS.split())  # each makes another claim of "3 dogs", or none at all
+_NO_NOUN = frozenset(
+    [*_CLAIMS.split(), *number_words.SMALL, *number_words.PARTS]
+)  # each makes another claim of "3 dogs", or none at all
 _PLURALS = "people men women children feet teeth mice geese fish sheep deer aircraft cattle police total"
 _PEOPLE = frozenset([*_PLURALS.split(), "person", "man", "woman", "child"])
 # A count of these is no count of things: three pairs of shoes are six shoes.
@@ -144,7 +146,8 @@ def _compare(seen: Quantity, gold: Quantity) -> tuple[bool, str]:
         either = _close(seen.value, printed.value, printed, seen) or _close(seen.value, gold.value, gold, seen)
         return seen.kind == "" and either, "number_percent"
     if gold.kind == "":
-        if seen.kind == "group" or (seen.kind == "noun" and abs(seen.value) != 1 and not _is_plural(seen.of)):
+        one = abs(seen.value) == 1 and len(seen.of) > 2  # 1 dog, but not 1 x
+        if seen.kind == "group" or (seen.kind == "noun" and not one and not _is_plural(seen.of)):
             return False, "number_noun"
         if seen.kind == "percent" and _close(seen.value * 100, gold.value, gold, seen):
             return True, "number_percent"
@@ -256,7 +259,7 @@ def _read(text: str, depth: int) -> Quantity | None:
     if body is None:
         return None
     value, step, digits, rest, ordinal = body
-    if not step and value.denominator == 1 and (found := _PART.match(rest)):
+    if not step and (found := _PART.match(rest)) and (value == 1 or found[1].endswith(("s", "S"))):
         value, rest = value / number_words.PARTS[found[1].casefold()], rest[found.end() :]
     elif not step and value.denominator == 1 and (found := _AND_A_HALF.match(rest)):
         value, rest = value + Fraction(1, 2), rest[found.end() :]
@@ -307,7 +310,7 @@ def _with(number: Quantity, rest: str, currency: str, ordinal: bool, depth: int)
         if found := _PARTS.match(rest):
             return _sum(number, found[1], rest[found.end() :], depth)
     words = folded.split()
-    if apart and _NOUN.fullmatch(tail) and not _NO_NOUN & set(words) and not (set(words) & number_words.SMALL.keys()):
+    if apart and _NOUN.fullmatch(tail) and not _NO_NOUN & set(words):
         if ordinal:
             return of("ordinal", folded)
         return of("group" if words[0] in _GROUPS else "noun", folded)
