@@ -80,7 +80,7 @@ def test_no_text_makes_the_grader_raise_and_every_reward_is_zero_or_one(
 
 @given(anything, st.lists(anything, max_size=4))
 def test_an_empty_answer_is_never_right(gold: str, options: list[str]) -> None:
-    for prediction in ("", " ", "\n\t", "\u200b", None):
+    for prediction in (None, *"\n\t \0\u00a0\u00ad\u115f\u200b\u202e\u2800\u3164\ufe0f", "", "\u2800\u200b"):
         assert not grade(prediction, [gold], options).correct
 
 

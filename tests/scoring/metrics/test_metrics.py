@@ -201,7 +201,7 @@ def test_importing_the_metrics_imports_no_heavy_library() -> None:
     [
         ("VQAv2", "vqa_soft"),
         ("okvqa/train", "vqa_soft"),
-        ("TextVQA/validation/part", "vqa_soft"),
+        ("TextVQA/validation/part", "textvqa"),
         ("infoVQA", "anls"),
         ("docvqa", "anls"),
         ("ChartQA/human", "chartqa"),

@@ -112,7 +112,7 @@ def _match(prediction: str, gold: str, kind: str, options: Sequence[str], ordere
     # The same text is the same answer. Where a sign, a prime or a capital changes the value (-$5, 5", MW), it must be
     # the same to the letter; elsewhere the plain forms decide.
     exact = kind in ("number", "datetime", "choice")
-    if said == tidy(gold) or (not exact and form == plain(gold)):
+    if tidy(gold) in (said, tidy(prediction)) or (not exact and form == plain(gold)):
         return Match(True, f"{kind}_exact", form, plain(gold))
     if kind == "choice":
         found = _choice(said, gold, options)
@@ -137,12 +137,14 @@ def _choice(said: str, gold: str, options: Sequence[str]) -> Match:
     if not options:
         return choice.match_alone(said, gold, _same)
     found = choice.match(said, gold, options, _same)
-    if not found.correct and abstention.is_abstention(said):
-        # "insufficient information" names the option that declines, however that one is worded.
-        declining = [option for option in options if abstention.is_abstention(option)]
-        if len(declining) == 1:
-            return choice.match(declining[0], gold, options, _same)
-    return found
+    if found.correct:
+        return found
+    # "insufficient information" names the option that declines, however that one is worded.
+    declining = [option for option in options if abstention.is_abstention(choice.unlabelled(option))]
+    if len(declining) != 1:
+        return found
+    seen, wanted = (declining[0] if abstention.is_abstention(text) else text for text in (said, gold))
+    return choice.match(seen, wanted, options, _same)
 
 
 def _same(prediction: str, gold: str) -> bool:
@@ -150,6 +152,8 @@ def _same(prediction: str, gold: str) -> bool:
     form = plain(gold)
     if plain(prediction) == form:
         return True
+    if listing.is_point(gold):
+        return listing.match(prediction, gold, True, _same).correct
     kind = _type_of_gold(gold)
     if kind == "number":
         return number.match(prediction, gold).correct

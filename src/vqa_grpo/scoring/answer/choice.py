@@ -37,6 +37,16 @@ def is_alone(gold: str) -> bool:
     )
 
 
+def unlabelled(option: str) -> str:
+    """An option without the label that it may carry.
+
+    >>> unlabelled("C) unknown"), unlabelled("unknown")
+    ('unknown', 'unknown')
+    """
+    found = _LABELLED.fullmatch(option.strip()[:1000])
+    return found[2] if found else option
+
+
 def match_alone(prediction: str, gold: str, same: Same) -> Match:
     """Without options only letters can be compared, and the texts beside them where both have one."""
     wanted = _alone(tidy(gold))
@@ -70,18 +80,23 @@ def match(prediction: str, gold: str, options: Sequence[str], same: Same) -> Mat
 
 
 class Menu:
-    """The options with their labels: the prompt's letters by position, or those that the options carry themselves."""
+    """The options with the prompt's letters, which go by position, and the numbers that options may carry themselves.
+
+    Options carry labels where these run in order from the first: A, B, C or 1, 2, 3. "G. Washington" and "A. Lincoln"
+    are names, and B before A would give each letter two meanings.
+    """
 
     def __init__(self, options: Sequence[str], same: Same) -> None:
         self.same = same
         self.texts = [tidy(str(option)[:1000]) for option in options[: len(LETTERS)]]
         self.bare = self.texts
         self.labels = list(LETTERS[: len(self.texts)])
-        own = [_LABELLED.fullmatch(text) for text in self.texts]
-        carried = [found[1].upper() for found in own if found]
-        if len(carried) == len(self.texts) and len(set(carried)) == len(carried):
-            self.labels = carried
-            self.bare = [tidy(found[2]) for found in own if found]
+        own = [found for text in self.texts if (found := _LABELLED.fullmatch(text))]
+        carried = [found[1] for found in own]
+        numbers = [str(index + 1) for index in range(len(self.texts))]
+        if carried in (self.labels, [letter.lower() for letter in self.labels], numbers):
+            self.bare = [tidy(found[2]) for found in own]
+        self.numbers = numbers if carried == numbers else []
         self.plain = [plain(text) for text in self.texts]
         self.plain_bare = [plain(text) for text in self.bare]
 
@@ -104,13 +119,15 @@ class Menu:
         [[1], [1], [1], [1], [], []]
         """
         text = tidy(text)
-        if (found := _LETTER_AND_TEXT.fullmatch(text)) and self._by_label(found[1]) and not self._spelled(text):
+        letter = _LETTER.fullmatch(text)
+        both = None if letter or self._spelled(text) else _LETTER_AND_TEXT.fullmatch(text)
+        if both and self._by_label(both[1]):
             # Before anything else: without its bracket, the "A" of "A) bird" would be an article and "bird" the answer.
-            both = self._by_label(found[1]) & self._by_text(tidy(found[2]))
-            return frozenset(both) if len(both) == 1 else frozenset()
+            agreed = self._by_label(both[1]) & self._by_text(tidy(both[2]))
+            return frozenset(agreed) if len(agreed) == 1 else frozenset()
         readings = self._by_text(text)
-        if found := _LETTER.fullmatch(text):
-            readings |= self._by_label(found[1])
+        if letter:
+            readings |= self._by_label(letter[1])
         if not readings and (found := _TEXT_AND_LETTER.fullmatch(text)):
             readings |= self._by_label(found[2]) & self._by_text(tidy(found[1]))
         if not readings and len(text) <= 200:
@@ -127,7 +144,7 @@ class Menu:
         return any(text.casefold() == option.casefold() for option in (*self.texts, *self.bare))
 
     def _by_label(self, label: str) -> set[int]:
-        return {index for index, own in enumerate(self.labels) if own == label.upper()}
+        return {index for own in (self.labels, self.numbers) for index, it in enumerate(own) if it == label.upper()}
 
     def show(self, indices: frozenset[int]) -> str:
         return ", ".join(f"{self.labels[index]}) {self.bare[index]}" for index in sorted(indices))

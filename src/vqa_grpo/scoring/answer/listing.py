@@ -1,4 +1,7 @@
-"""Lists: the same items as often, in any order unless the question or the gold answer asks for one."""
+"""Lists: the same items as often, in any order unless the question or the gold answer asks for one.
+
+Numbers in round brackets are a point, (5, 3), and a point has an order; a list of points has none.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ MAX_ITEM_WORDS = 5
 # A comma before exactly three digits belongs to a number.
 _BETWEEN = re.compile(r" ?(?:;|,(?!(?<=\d,)\d{3}(?!\d))| & |(?<!\w)and(?!\w)) ?", re.IGNORECASE)
 _IN_ORDER = re.compile(r" ?(?:->|→|=>|\bthen\b) ?| > ", re.IGNORECASE)
+_NUMBER = r"[+-]?\d*\.?\d+(?:/\d+)?"
+_POINT = re.compile(rf"\( ?{_NUMBER}(?: ?[,;] ?{_NUMBER}){{1,3}} ?\)")
+_WITHIN = str.maketrans({",": "\x1f", ";": "\x1f"})  # keeps a point whole while the list around it is split
 _BRACKETS = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}", re.DOTALL)
 
 
@@ -27,16 +33,41 @@ def is_gold(gold: str) -> bool:
 
 
 def is_in_order(gold: str) -> bool:
-    return _IN_ORDER.search(tidy(gold)) is not None
+    return _IN_ORDER.search(tidy(gold)) is not None or is_point(gold)
+
+
+def is_point(text: str) -> bool:
+    """
+    >>> is_point("(5, 3)"), is_point("5, 3"), is_point("(red, blue)")
+    (True, False, False)
+    """
+    return _POINT.fullmatch(tidy(text).rstrip(".")) is not None
 
 
 def items(text: str) -> list[str]:
-    text = " ".join(text.replace("\n", ";").split())  # single spaces keep the expressions linear
-    if found := _BRACKETS.fullmatch(text):
+    """
+    >>> items("red, blue and green"), items("(5, 3)"), items("[(5, 3), (1, 2)]")
+    (['red', 'blue', 'green'], ['5', '3'], ['(5, 3)', '(1, 2)'])
+    """
+    text = " ".join(text.replace("\n", ";").replace("\x1f", " ").split())  # single spaces keep the expressions linear
+    if is_point(text):
+        return [tidy(part) for part in re.split("[,;]", text.strip(" ().")) if part.strip()]
+    text = _POINT.sub(lambda found: found[0].translate(_WITHIN), text)
+    if (found := _BRACKETS.fullmatch(text)) and _is_one_pair(text):
         text = found[1] or found[2] or found[3] or ""
     in_order = [part for part in _IN_ORDER.split(text) if part.strip()]
     parts = in_order if len(in_order) > 1 else _BETWEEN.split(text)
-    return [item for part in parts if (item := tidy(part.strip(" ,;")))]
+    return [item for part in parts if (item := tidy(part.replace("\x1f", ",").strip(" ,;")))]
+
+
+def _is_one_pair(text: str) -> bool:
+    """Whether the first bracket closes with the last character, unlike those of "(1, 2) and (3, 4)"."""
+    depth = 0
+    for index, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth <= 0:
+            return index == len(text) - 1
+    return True
 
 
 def match(prediction: str, gold: str, ordered: bool, same: Callable[[str, str], bool]) -> Match:

@@ -1,8 +1,9 @@
 """Dates and times of day, exact to the fields that the gold answer gives.
 
 A date of three numbers is read as month-day and as day-month. Where both readings exist it equals only a date with the
-same two readings in the same places: an ambiguous answer is wrong against a clear one, and 5/3 is not 3/5. A gold time
-without am or pm accepts either.
+same two readings in the same places: an ambiguous answer is wrong against a clear one, and 5/3 is not 3/5. A year of
+two digits stands last, never first, and is one of 1969 to 2068 (POSIX). Weekdays on both sides must agree; on one side
+alone a weekday adds nothing. A gold time without am or pm accepts either.
 """
 
 from __future__ import annotations
@@ -31,15 +32,21 @@ _MONTHS = [
 _MONTH = {name[:n]: i + 1 for i, name in enumerate(_MONTHS) for n in (3, len(name))} | {"sept": 9}
 _DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 _DAY = {name[:n]: name for name in _DAYS for n in (3, len(name))} | {"tues": "tuesday", "thurs": "thursday"}
-_M, _D, _Y = rf"({'|'.join(sorted(_MONTH, key=len, reverse=True))})\.?", r"(\d{1,2})(?:st|nd|rd|th)?", r"(\d{4})"
+_M, _D, _Y = rf"({'|'.join(sorted(_MONTH, key=len, reverse=True))})\.?", r"(\d{1,2})(?:st|nd|rd|th)?", r"(\d{4}|'\d{2})"
+_CENTURIES = r"(1[89]\d{2}|20\d{2})"  # what else stands beside a month of one or two digits may be anything
 _FORMS = [
     (re.compile(rf"{_M} {_D}(?:,? {_Y})?"), "mdy"),
-    (re.compile(rf"(?:the )?{_D}(?: of)?[ -]{_M}(?:,?[ -]{_Y})?"), "dmy"),
-    (re.compile(rf"{_M},? {_Y}"), "my"),
+    (re.compile(rf"(?:the )?{_D}(?: of)?[ -]{_M}(?:,?[ -](\d{{4}}|'?\d{{2}}))?"), "dmy"),
+    (re.compile(rf"{_M}(?:,? | of |-){_Y}"), "my"),
+    (re.compile(rf"(\d{{4}}),? {_M} {_D}"), "ymd"),
+    (re.compile(rf"(\d{{1,2}})[-/]{_CENTURIES}"), "my"),
+    (re.compile(rf"{_CENTURIES}[-/](\d{{1,2}})"), "ym"),
     (re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})"), "ymd"),
     (re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4}|\d{2})"), "either"),
 ]
-_WEEKDAY = re.compile(rf"(?:on )?({'|'.join(sorted(_DAY, key=len, reverse=True))})\.?(?:,\s*|\s+)(?=.*\d)")
+_LONGEST = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_DAY_NAME = rf"({'|'.join(sorted(_DAY, key=len, reverse=True))})\.?"
+_WEEKDAY = re.compile(rf"\b(?:on )?{_DAY_NAME}(?:,\s*|\s+)(?=.*\d)|(?<=\d),? (?:on )?\(?{_DAY_NAME}\)?$")
 _CLOCK = re.compile(
     r"(?:at )?(?:(\d{1,2}):(\d{2})(?::(\d{2}))?|(\d{1,2})(?:[.](\d{2}))?(?=\s*[ap]\.?m)|(\d{1,2})(?= o'?clock))"
     r"(?: o'?clock)?(?:\s*(a|p)\.?m\.?)?(?:\s*(?:hrs?|hours))?"
@@ -48,7 +55,8 @@ _SPOKEN = re.compile(
     r"(?:at )?(?:(half|quarter|a quarter|[a-z-]+)(?: minutes)? (past|to) ([a-z]+|\d{1,2})|([a-z]+) o'?clock)"
     r"(?:\s*(a|p)\.?m\.?)?"
 )
-_BOTH = re.compile(r"(.+?),? (?:at )?(\S*\d:\d\d\S*(?: ?[ap]\.?m\.?)?)|(\d\S*:\d\d(?: ?[ap]\.?m\.?)?),? (?:on )?(.+)")
+_TIME = r"(\S*\d:\d\d\S*(?: ?[ap]\.?m\.?)?|\d{1,2} ?[ap]\.?m\.?)"
+_BOTH = re.compile(rf"(.+?),? (?:at )?{_TIME}|{_TIME},? (?:on )?(.+)")
 
 
 class Clock(NamedTuple):
@@ -67,13 +75,14 @@ class Moment(NamedTuple):
     dates: tuple[tuple[int, int, int], ...] = ()
     clock: Clock | None = None
     name: str = ""
+    weekday: str = ""  # beside a date or a time
 
     def __str__(self) -> str:
         dates = " or ".join("-".join(f"{part:02d}" if part else "?" for part in date) for date in sorted(self.dates))
         clock = (
             f"{self.clock.hour}:{self.clock.minute:02d}:{self.clock.second:02d} {self.clock.half}" if self.clock else ""
         )
-        return " ".join(filter(None, (dates, clock.strip(), self.name)))
+        return " ".join(filter(None, (self.weekday, dates, clock.strip(), self.name)))
 
 
 def is_gold(gold: str) -> bool:
@@ -90,6 +99,8 @@ def match(prediction: str, gold: str) -> Match:
 
 def _same(seen: Moment, gold: Moment) -> bool:
     if (seen.dates, seen.name) != (gold.dates, gold.name) or (seen.clock is None) != (gold.clock is None):
+        return False
+    if seen.weekday != gold.weekday and not (gold.dates and "" in (seen.weekday, gold.weekday)):
         return False
     if seen.clock is None or gold.clock is None:
         return True
@@ -118,26 +129,38 @@ def _read(text: str) -> Moment | None:
     text = tidy(text).casefold().rstrip(",; ")
     if not text.endswith((".m.", "am.", "pm.")):
         text = text.rstrip(".")
-    if text in _DAY or text in _MONTH:
-        return Moment(name=_DAY.get(text) or _MONTHS[_MONTH[text] - 1])
+    name = text.removeprefix("on ")
+    if name in _DAY or text in _MONTH:
+        return Moment(name=_DAY.get(name) or _MONTHS[_MONTH[text] - 1])
     if not text or not (text[0].isdigit() or text[-1].isdigit() or text.endswith(("m", "m.", "k")) or " " in text):
         return Moment(clock=_NAMED[text]) if text in _NAMED else None
+    day = ""
+    if found := _WEEKDAY.search(text):
+        day = _DAY[found[1] or found[2]]
+        text = (text[: found.start()] + text[found.end() :]).removeprefix("at ")
     if clock := _clock(text):
-        return Moment(clock=clock)
+        return Moment(clock=clock, weekday=day)
     if dates := _dates(text):
-        return Moment(dates)
+        return Moment(dates, weekday=day)
     if both := _BOTH.fullmatch(text):
         dates, clock = _dates(both[1] or both[4]), _clock(both[2] or both[3])
-        return Moment(dates, clock) if dates and clock else None
+        return Moment(dates, clock, weekday=day) if dates and clock else None
     return None
 
 
-_NAMED = {"noon": Clock(12, 0, 0, "pm"), "midday": Clock(12, 0, 0, "pm"), "midnight": Clock(12, 0, 0, "am")}
+_PART_OF_DAY = re.compile(r" in the (morning|afternoon|evening)$")
+_NAMED = {
+    "noon": Clock(12, 0, 0, "pm"),
+    "12 noon": Clock(12, 0, 0, "pm"),
+    "midday": Clock(12, 0, 0, "pm"),
+    "midnight": Clock(12, 0, 0, "am"),
+}
 
 
 def _clock(text: str) -> Clock | None:
     if text in _NAMED:
         return _NAMED[text]
+    text = _PART_OF_DAY.sub(lambda found: " am" if found[1] == "morning" else " pm", text)
     if found := _CLOCK.fullmatch(text):
         hour = int(found[1] or found[4] or found[6])
         minute, second, half = int(found[2] or found[5] or 0), int(found[3] or 0), found[7]
@@ -164,20 +187,35 @@ def _minutes(words: str) -> int:
 
 
 def _dates(text: str) -> tuple[tuple[int, int, int], ...]:
-    text = _WEEKDAY.sub("", text, count=1) if _WEEKDAY.match(text) else text
     found, order = next(((found, order) for form, order in _FORMS if (found := form.fullmatch(text))), (None, ""))
     if found is None:
         return ()
     if order == "mdy":
-        readings = [(int(found[3] or 0), _MONTH[found[1]], int(found[2]))]
+        readings = [(_year(found[3]), _month(found[1]), int(found[2]))]
     elif order == "dmy":
-        readings = [(int(found[3] or 0), _MONTH[found[2]], int(found[1]))]
+        readings = [(_year(found[3]), _month(found[2]), int(found[1]))]
     elif order == "my":
-        readings = [(int(found[2]), _MONTH[found[1]], 0)]
+        readings = [(_year(found[2]), _month(found[1]), 0)]
+    elif order == "ym":
+        # 2010-11 may be the season that began in 2010.
+        season = int(found[2]) == (int(found[1]) + 1) % 100
+        readings = [] if season and len(found[2]) == 2 else [(int(found[1]), int(found[2]), 0)]
     elif order == "ymd":
-        readings = [(int(found[1]), int(found[2]), int(found[3]))]
+        readings = [(int(found[1]), _month(found[2]), int(found[3]))]
     else:
-        first, second, year = int(found[1]), int(found[3]), int(found[4])
+        first, second, year = int(found[1]), int(found[3]), _year(found[4])
         readings = [(year, first, second), (year, second, first)]
-    possible = [(y, m, d) for y, m, d in readings if 1 <= m <= 12 and (d or order == "my") and d <= 31]
+    possible = [
+        (y, m, d) for y, m, d in readings if 1 <= m <= 12 and (1 <= d <= _LONGEST[m - 1] or order in ("my", "ym"))
+    ]
     return tuple(dict.fromkeys(possible))
+
+
+def _month(text: str) -> int:
+    return int(text) if text.isdigit() else _MONTH[text]
+
+
+def _year(text: str | None) -> int:
+    """0 where none is said."""
+    digits = (text or "0").removeprefix("'")
+    return int(digits) + (0 if len(digits) != 2 else 2000 if int(digits) <= 68 else 1900)

@@ -19,14 +19,17 @@ class Match(NamedTuple):
     expected: str
 
 
-_SAME = str.maketrans(
-    {
-        **dict.fromkeys("−‐‑‒–—﹣－", "-"),
-        **dict.fromkeys("‘’ʼ′`´", "'"),
-        **dict.fromkeys("“”„″", '"'),
-        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", None),
-    }
-)
+def _span(*bounds: int) -> list[int]:
+    return [code for first, last in zip(bounds[::2], bounds[1::2], strict=True) for code in range(first, last + 1)]
+
+
+# What shows nothing is nothing and what shows a blank is a space, so that an answer of these alone is an empty one.
+_UNSEEN = [0xAD, 0x34F, 0x61C, 0x17B4, 0x17B5, 0xFEFF, *_span(0x180B, 0x180F, 0x200B, 0x200F, 0x202A, 0x202E)]
+_UNSEEN += _span(0x2060, 0x206F, 0xFE00, 0xFE0F, 0xFFF0, 0xFFFB, 0xE0000, 0xE007F, 0xE0100, 0xE01EF)
+_BLANK = [*_span(0, 8, 0xE, 0x1B, 0x7F, 0x84, 0x86, 0x9F, 0x115F, 0x1160), 0x2800, 0x3164, 0xFFA0]
+_SAME: dict[int, str | None] = dict.fromkeys(_UNSEEN) | dict.fromkeys(_BLANK, " ")
+for _written, _one in (("−‐‑‒–—﹣－", "-"), ("‘’ʼ′`´", "'"), ("“”„″", '"')):
+    _SAME |= dict.fromkeys(map(ord, _written), _one)
 _SUPERSCRIPT = re.compile("[⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _AFTER_DIGIT = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞↉])")
@@ -48,6 +51,8 @@ def tidy(text: str) -> str:
         text = unicodedata.normalize("NFKC", _AFTER_DIGIT.sub(" ", text.translate(_SAME)))
         text = text.translate(_SAME).replace("\u2044", "/").replace("\u2215", "/")
         text = text[: 2 * MAX_CHARACTERS]  # NFKC makes 18 characters of one; `grade` refuses what is over the limit
+    elif not text.isprintable():
+        text = text.translate(_SAME)
     text = " ".join(text.replace("`", "'").split())
     while (inner := _WRAPPED.fullmatch(text)) and inner[1] not in inner[2]:
         text = inner[2].strip()
@@ -64,7 +69,8 @@ _DROPPED = re.compile(
     r"""(?<!\d)[.,:](?!\d)|(?<=\d)[.,:](?!\d)|(?<!\d)[,:](?=\d)|(?<=[^\W\d])\.(?=\d)|[!?;"'()\[\]{}|\\]"""
 )
 _SPACED = re.compile(r"(?<=\w)-(?!\d)|(?<=[^\W\d])-|(?<!\w)-(?!\d)|[_~…·•]")
-_RANGE = re.compile(r"(?<=\d) (?:-|to) (?=\d)|(?<=\d) -(?=\d)|(?<=\d)- (?=\d)")
+_RANGE = re.compile(r"(?<=[\d%]) (?:-|to) (?=[$€£]?\d)|(?<=\d) -(?=\d)|(?<=\d)- (?=\d)")
+_RATIO = re.compile(r"(?<=\d) : (?=\d)")
 _ARTICLES = re.compile(r"(?<!\S)(?:[Tt]he|THE|[Aa]n|AN|a)(?=\s+\S)|^A(?=\s+[a-z])")
 
 
@@ -82,8 +88,9 @@ def plain(text: str) -> str:
 
 def _plain(text: str) -> str:
     tidied = tidy(text)
-    kept = _SPACED.sub(" ", _DROPPED.sub("", tidied))
-    kept = _RANGE.sub("-", _ARTICLES.sub(" ", " ".join(kept.split())))
+    kept = _RATIO.sub(":", _RANGE.sub("-", tidied))
+    kept = _SPACED.sub(" ", _DROPPED.sub("", kept))
+    kept = _ARTICLES.sub(" ", " ".join(kept.split()))
     return " ".join(kept.casefold().split()) or tidied.casefold()
 
 

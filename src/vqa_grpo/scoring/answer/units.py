@@ -16,9 +16,9 @@ Unit = tuple[tuple[str, int], ...]  # pint's names with their powers, in alphabe
 # pint's name, symbols (case counts), words (case does not count; a plural s is understood)
 _TABLE = """
 meter|m|metre
-centimeter|cm|centimetre
-millimeter|mm|millimetre
-kilometer|km|kilometre
+centimeter|cm cms|centimetre
+millimeter|mm mms|millimetre
+kilometer|km kms|kilometre
 micrometer|µm μm um|micrometre micron
 nanometer|nm|nanometre
 decimeter|dm|decimetre
@@ -29,7 +29,7 @@ mile|mi mi.|
 nautical_mile|nmi|
 light_year|ly|lightyear
 gram|g|gramme
-kilogram|kg|kilo
+kilogram|kg kgs|kilo
 milligram|mg|
 microgram|µg μg mcg|
 metric_ton|t|tonne

@@ -29,7 +29,7 @@ METRICS: dict[str, Callable[[str | None, Sequence[str], Sequence[str]], Verdict]
 METRIC_OF_SOURCE: dict[str, str] = {
     "vqav2": "vqa_soft",
     "okvqa": "vqa_soft",
-    "textvqa": "vqa_soft",
+    "textvqa": "textvqa",
     "docvqa": "anls",
     "infovqa": "anls",
     "chartqa": "chartqa",
