@@ -89,7 +89,7 @@ def test_honesty_is_what_it_says(name: str) -> None:
 
 
 # What the semantic match does not see yet: a step that contradicts one reference may match a vaguer one.
-SEMANTIC_WINNERS = {"states both sides"}
+SEMANTIC_WINNERS = {"states both sides", "switches the lamp off", "takes the lamp off the desk"}
 
 
 @pytest.mark.full

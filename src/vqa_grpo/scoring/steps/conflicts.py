@@ -57,6 +57,7 @@ class Facts:
     directions: frozenset[str]
     poles: frozenset[Pole]
     close_poles: frozenset[Pole]  # those that count only in steps of like wording
+    unprefixed: frozenset[str]  # locked, where it says unlocked
     before: frozenset[str]  # content words before "left of", "above", "than", …
     after: frozenset[str]
     negated: bool
@@ -370,6 +371,7 @@ def facts(step: str) -> Facts:
         directions=frozenset(_DIRECTIONS[token] for token in places if token in _DIRECTIONS),
         poles=frozenset(pole for token in tokens for pole in _POLE_OF.get(token, ())),
         close_poles=frozenset(pole for token in (*tokens, *switched) for pole in _CLOSE_POLE_OF.get(token, ())),
+        unprefixed=frozenset(base for word in stems for base in _unprefixed(word)),
         before=before,
         after=after,
         negated=negated,
@@ -628,6 +630,8 @@ def _swapped(a: Facts, b: Facts) -> bool:
 
 def _poles_differ(a: frozenset[Pole], b: frozenset[Pole], swapped: bool) -> bool:
     """Whether the two sides stand at opposite ends of an axis, each at one end only."""
+    if not a or not b:
+        return False
     ends_a = {(axis, pole) for axis, pole, _ in a}
     ends_b = {(axis, -pole if swapped and comparing else pole) for axis, pole, comparing in b}
     return any(
@@ -641,14 +645,14 @@ def _close_opposites(a: Facts, b: Facts, swapped: bool) -> bool:
         differing = [pair for pair in zip(a.tokens, b.tokens, strict=True) if pair[0] != pair[1]]
         if len(differing) == 1 and differing[0] in _SWAPS:
             return True
-    only_a, only_b = a.words - b.words, b.words - a.words
     opposite = (
-        _poles_differ(a.close_poles, b.close_poles, swapped)
-        or any(_unprefixed(word) & only_b for word in only_a)
-        or any(_unprefixed(word) & only_a for word in only_b)
+        (a.unprefixed - a.words) & (b.words - b.unprefixed)
+        or (b.unprefixed - b.words) & (a.words - a.unprefixed)
+        or _poles_differ(a.close_poles, b.close_poles, swapped)
     )
     if not opposite:
         return False
+    only_a, only_b = a.words - b.words, b.words - a.words
     shared = (a.words & b.words) - FUNCTION_WORDS - LIGHT_WORDS
     # Beside the opposites themselves, neither step has more words of its own than the two share.
     return len(shared) >= max(len(only - FUNCTION_WORDS - LIGHT_WORDS) for only in (only_a, only_b)) - 1
