@@ -49,6 +49,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.server.requests.append((self.path, dict(self.headers), body))
                 behaviours, number = self.server.behaviours, len(self.server.requests)
+            self.answered = False
             self.server.under_way += 1
             self.server.most = max(self.server.most, self.server.under_way)
         try:
@@ -56,10 +57,16 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             pass  # the judge hung up
         finally:
-            with self.server.lock:
-                self.server.under_way -= 1
+            self.count_as_answered()
+
+    def count_as_answered(self) -> None:
+        """Before the last byte leaves: the judge may ask its next question as soon as it has this answer."""
+        with self.server.lock:
+            self.server.under_way -= not self.answered
+            self.answered = True
 
     def reply(self, data: bytes, status: int = 200, **headers: str) -> None:
+        self.count_as_answered()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
