@@ -106,7 +106,7 @@ def test_a_folders_family_is_known_by_its_configuration(tmp_path: Path, config: 
 def test_the_embedded_models_own_parts_are_the_tiny_familys() -> None:
     from vqa_grpo.quickstart import tiny_model
 
-    assert (tiny_model._PATCH, tiny_model._MERGE) == (FAMILIES["tiny"].patch, FAMILIES["tiny"].merge)
+    assert (FAMILIES["tiny"].patch, FAMILIES["tiny"].merge) == (tiny_model._PATCH, tiny_model._MERGE)
 
 
 def test_families_load_without_torch_and_transformers() -> None:
