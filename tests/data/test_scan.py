@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import threading
 import weakref
 from collections import Counter
@@ -26,6 +27,7 @@ from vqa_grpo.data.rules import Rules
 from vqa_grpo.data.samples import UNUSABLE, USABLE
 from vqa_grpo.data.scan import scan
 from vqa_grpo.data.source import Part, Row, Source, Unreadable
+from vqa_grpo.data.validate import conclude
 
 Made, Encoded = Callable[..., Source], Callable[..., bytes]
 RULES = Rules(wants_steps=True)
@@ -258,6 +260,21 @@ def test_a_scan_that_was_stopped_leaves_nothing(at: int, mixed: Source, tmp_path
     with pytest.raises(DataError, match="the shard is damaged"):
         scan(replace(mixed, read=read), RULES, tmp_path / "scan")
     assert list((tmp_path / "scan").iterdir()) == []
+
+
+def test_a_scan_that_was_killed_leaves_nothing_that_looks_finished(mixed: Source, tmp_path: Path) -> None:
+    def read(split: str, part: Part) -> Iterator[tuple[int, Row]]:
+        yield from mixed.read(split, part)
+        os._exit(9)
+
+    if (child := os.fork()) == 0:
+        scan(replace(mixed, read=read), RULES, tmp_path / "scan")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    with pytest.raises(DataError, match="holds no finished scan"):
+        conclude("x", [tmp_path / "scan"], RULES, tmp_path / "out")
+    scan(mixed, RULES, tmp_path / "scan")
+    scan(mixed, RULES, tmp_path / "once")
+    assert files(tmp_path / "scan") == files(tmp_path / "once")
 
 
 def test_a_scan_takes_the_place_of_an_older_one(mixed: Source, source_of: Made, tmp_path: Path) -> None:

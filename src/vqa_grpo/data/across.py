@@ -19,7 +19,8 @@ from vqa_grpo.data.checks import Problem
 
 KEEPS = {"test": 2, "validation": 1}  # a split with a higher number keeps a picture from those with a lower one
 _WRITTEN_AT_ONCE = 10_000
-Positions = NDArray[np.int64]
+Positions = NDArray[np.int32]
+_NOWHERE = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,10 @@ def _sentence(code: str, other: dict[str, Any]) -> str:
 
 
 def look_across(index: Path, splits: Sequence[str]) -> Across:
-    """Compare all rows of an index that is in the rows' order. Unusable rows repeat, contradict and leak nothing."""
+    """Compare all rows of an index that is in the rows' order.
+
+    Unusable rows repeat and contradict nothing; a picture that one of them holds out is held out all the same.
+    """
     split, usable = _splits_and_usable(index, splits)
     pictures, several, leaks = _leaks(index, splits, split, usable)
     found = [leaks, _duplicates(index, usable), _conflicts(index, usable)]
@@ -89,65 +93,67 @@ def look_across(index: Path, splits: Sequence[str]) -> Across:
 def _leaks(
     index: Path, splits: Sequence[str], split: NDArray[np.int8], usable: NDArray[np.bool_]
 ) -> tuple[dict[str, int], int, _Found]:
-    positions = np.flatnonzero(_numbers(index, "bytes") > 0)
-    high, low = (half[positions] for half in _halves(index, "picture"))
-    split, usable = split[positions], usable[positions]
-    order = np.lexsort((split, low, high))
+    shown = _numbers(index, "bytes") > 0
+    split, usable = split[shown], usable[shown]
+    high, low = _halves(index, "picture", shown)
+    order = np.lexsort((split, low, high))  # stable: among equals the earlier row comes first
     changes = _changes(high, order) | _changes(low, order)
-    different = changes | _changes(split, order)
-    held = np.bincount(split[order][different], minlength=len(splits))
+    del high, low
+    held = np.bincount(split[order][changes | _changes(split, order)], minlength=len(splits))
     pictures = dict(zip(splits, held.tolist(), strict=True))
-    del high, low, different
+    rows, split, usable = _positions(shown)[order], split[order], usable[order]
+    del order, shown
 
-    keeps = np.array([KEEPS.get(name, 0) for name in splits], np.int8)[split[order]]
-    usable = usable[order]
     starts = np.flatnonzero(changes)
-    none = np.zeros(0, np.int64)
     if not len(starts):
-        return pictures, 0, _Found("image_leak", none, none)
-    strongest = np.maximum.reduceat(np.where(usable, keeps, -1), starts)
-    weakest = np.minimum.reduceat(np.where(usable, keeps, 3), starts)
-    group = np.cumsum(changes) - 1
+        return pictures, 0, _Found("image_leak", rows, rows)
+    keeps = np.array([KEEPS.get(name, 0) for name in splits], np.int8)[split]
+    strongest, weakest = np.maximum.reduceat(keeps, starts), np.minimum.reduceat(keeps, starts)
+    group = _groups(changes)
     leaks = usable & (keeps < strongest[group])
     # Of the rows in the split that keeps the picture, the first to stand in the index shows it.
-    where = np.where(usable & (keeps == strongest[group]), positions[order], np.iinfo(np.int64).max)
-    keeper = np.minimum.reduceat(where, starts)
-    return (
-        pictures,
-        int((weakest < strongest).sum()),
-        _Found("image_leak", positions[order][leaks], keeper[group][leaks]),
-    )
+    keeper = np.minimum.reduceat(np.where(keeps == strongest[group], rows, _NOWHERE), starts)
+    return pictures, int((weakest < strongest).sum()), _Found("image_leak", rows[leaks], keeper[group[leaks]])
 
 
 def _duplicates(index: Path, usable: NDArray[np.bool_]) -> _Found:
-    positions, order, changes = _grouped(index, "content", usable)
-    first = order[changes][np.cumsum(changes)[~changes] - 1]
-    return _Found("row_duplicate", positions[order[~changes]], positions[first])
+    rows, changes = _together(index, "content", usable)
+    first = rows[changes][_groups(changes)[~changes]]
+    return _Found("row_duplicate", rows[~changes], first)
 
 
 def _conflicts(index: Path, usable: NDArray[np.bool_]) -> _Found:
-    positions, order, changes = _grouped(index, "asked", usable)
+    rows, changes = _together(index, "asked", usable)
     starts = np.flatnonzero(changes)
-    if len(starts) == len(order):
-        return _Found("answers_conflict", order[:0], order[:0])
-    answer = _halves(index, "answer")[0][positions][order]
-    group = np.cumsum(changes) - 1
-    differs = answer != answer[starts][group]
-    nowhere = len(order)
-    first_other = np.minimum.reduceat(np.where(differs, np.arange(nowhere), nowhere), starts)
-    conflicts = first_other[group] < nowhere
-    shown_by = np.where(differs, starts[group], first_other[group])[conflicts]
-    return _Found("answers_conflict", positions[order[conflicts]], positions[order[shown_by]])
+    if len(starts) == len(rows):  # nobody asks the same twice
+        return _Found("answers_conflict", rows[:0], rows[:0])
+    answer = _halves(index, "answer", np.ones(len(usable), np.bool_))[0][rows]
+    group = _groups(changes)
+    first = answer[starts]
+    differs = answer != first[group]
+    del answer
+    other = np.minimum.reduceat(np.where(differs, rows, _NOWHERE), starts)[group]
+    conflicts = other < _NOWHERE
+    shown_by = np.where(differs, rows[starts][group], other)
+    return _Found("answers_conflict", rows[conflicts], shown_by[conflicts])
 
 
-def _grouped(
-    index: Path, column: str, usable: NDArray[np.bool_]
-) -> tuple[Positions, NDArray[np.int64], NDArray[np.bool_]]:
-    """Usable rows' positions, the order that brings equal digests together, and where in it a new digest begins."""
-    positions = np.flatnonzero(usable)
-    high, low = (half[positions] for half in _halves(index, column))
+def _together(index: Path, column: str, usable: NDArray[np.bool_]) -> tuple[Positions, NDArray[np.bool_]]:
+    """The usable rows, those with equal digests together and in their order, and where a new digest begins."""
+    high, low = _halves(index, column, usable)
     order = np.lexsort((low, high))  # stable: among equals the earlier row comes first
-    return positions, order, _changes(high, order) | _changes(low, order)
+    changes = _changes(high, order) | _changes(low, order)
+    del high, low
+    return _positions(usable)[order], changes
+
+
+def _positions(wanted: NDArray[np.bool_]) -> Positions:
+    return np.flatnonzero(wanted).astype(np.int32)
+
+
+def _groups(changes: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Which run of equals each value belongs to."""
+    return np.cumsum(changes, dtype=np.int32) - np.int32(1)
 
 
 def _changes(values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -161,14 +167,16 @@ def _changes(values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[np.bool_
 # --- columns of an index ----------------------------------------------------------------------------------------
 
 
-def _halves(index: Path, column: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """The first and the second 8 bytes of each digest; zeros where it is shorter."""
-    parts = [
-        np.frombuffer(b"".join(value[:16].ljust(16, b"\0") for value in batch.column(0).to_pylist()), np.uint64)
-        for batch in _batches(index, [column])
-    ]
-    both = (np.concatenate(parts) if parts else np.zeros(0, np.uint64)).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
+def _halves(index: Path, column: str, wanted: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """The first and the second 8 bytes of the wanted rows' digests, as two rows; zeros where a digest is shorter."""
+    halves = np.empty((2, np.count_nonzero(wanted)), np.uint64)
+    start = done = 0
+    for batch in _batches(index, [column]):
+        values = b"".join(value[:16].ljust(16, b"\0") for value in batch.column(0).to_pylist())
+        some = np.frombuffer(values, np.uint64).reshape(-1, 2)[wanted[start : start + len(batch)]]
+        halves[:, done : done + len(some)] = some.T
+        start, done = start + len(batch), done + len(some)
+    return halves
 
 
 def _numbers(index: Path, column: str) -> NDArray[np.int64]:

@@ -35,6 +35,7 @@ CODES = {
     "answer_ambiguous": "the answer is an option that is offered twice",
     "text_encoding": "a text holds half a character or a NUL",
     # warnings: the row is used, and worth a look
+    "image_odd": "the picture's decoder complains, but the whole picture is there",
     "image_cmyk": "the picture is made for print (CMYK)",
     "image_16bit": "the picture has more than 8 bits for a colour",
     "image_animated": "the picture moves: only its first frame is seen",

@@ -36,6 +36,7 @@ from vqa_grpo.scoring.answer.normal import MAX_CHARACTERS, plain
 INDEX, PROBLEMS, QUARANTINE = "index.parquet", "problems.jsonl", "quarantine.jsonl"
 STATS, SAMPLES = "stats.json", "samples.json"
 REMEMBERED = 4096  # different pictures
+_UNFINISHED = ".unfinished-"
 AHEAD = 4  # rows under way for each thread
 
 
@@ -245,10 +246,13 @@ def _facts(split: str, number: int, record: Record, look: Look, problems: list[P
 def whole(folder: Path, last: str) -> Iterator[Path]:
     """A folder to write into, whose files move to `folder` when all went well, `last` after all others.
 
-    Who finds `last` in `folder` finds everything; when the writer is stopped half-way, nothing appears.
+    Who finds `last` in `folder` finds everything; when the writer is stopped half-way, nothing appears. One writer at
+    a time: what a killed one left is cleared away.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
     try:
         yield work
         (folder / last).unlink(missing_ok=True)

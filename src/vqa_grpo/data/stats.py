@@ -90,7 +90,8 @@ class Stats:
             self.counts["image_mode"].add(look.mode)
             self._measure("image_width", look.width)
             self._measure("image_height", look.height)
-            self._measure("visual_tokens", look.visual_tokens)
+            if look.visual_tokens:
+                self._measure("visual_tokens", look.visual_tokens)
         self._measure("question_words", len(record.question.split()))
         self._measure("answer_words", len(record.answer.split()))
         self._measure("steps", len(record.reference_steps))
