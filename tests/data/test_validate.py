@@ -221,6 +221,7 @@ def test_whole_set_warnings_agree_with_a_plain_search(source_of: Made, encoded: 
         if {other.answer for other in same} != {row.answer}:
             expected.add((split, number, "answers_conflict"))
     across = [entry for entry in found(tmp_path) if entry[2] in ACROSS]
+    assert [entry[:2] for entry in across] == sorted(entry[:2] for entry in across)
     assert set(across) == expected
     assert len(across) == len(expected) > 50
 
@@ -325,6 +326,26 @@ def test_a_report_that_cannot_be_drawn_leaves_no_files(
     with pytest.raises(RuntimeError):
         validate(bad, RULES, tmp_path)
     assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("moved", range(len(FILES)))
+def test_a_report_is_there_only_when_all_else_is(
+    moved: int, bad: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate(bad, RULES, tmp_path)
+    move, left = Path.replace, [moved]
+
+    def fails_later(path: Path, target: Path) -> Path:
+        if target.parent == tmp_path:
+            if not left[0]:
+                raise OSError("the disk is full")
+            left[0] -= 1
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", fails_later)
+    with pytest.raises(OSError, match="full"):
+        validate(bad, RULES, tmp_path)
+    assert "report.json" not in files(tmp_path)
 
 
 def test_hostile_texts_do_no_harm_to_the_files(source_of: Made, encoded: Encoded, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqa_grpo.data.checks import Problem
+from vqa_grpo.data.index import BATCH_ROWS
 
 KEEPS = {"test": 2, "validation": 1}  # a split with a higher number keeps a picture from those with a lower one
 _WRITTEN_AT_ONCE = 10_000
@@ -198,7 +199,7 @@ def _batches(index: Path, columns: list[str]) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(index) as file:
-        yield from file.iter_batches(columns=columns)
+        yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
 
 def _read(index: Path, columns: list[str]) -> Any:
