@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 from PIL import Image
+
+from vqa_grpo.contract.record import Record
+from vqa_grpo.data.source import Part, Row, Source, rows_of
 
 
 def encoded(colour: int | str = "red", kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
@@ -29,6 +33,22 @@ def table(pictures: list[bytes | None], **columns: Any) -> datasets.Dataset:
     } | columns
     made = datasets.Dataset.from_dict({name: values for name, values in rows.items() if values is not None})
     return made.cast_column("image", datasets.Image()) if count and rows["image"] is not None else made
+
+
+def source_of(**splits: list[Row]) -> Source:
+    """A source that lies in memory; records without an id get one as a reader gives it."""
+
+    def read(split: str, part: Part) -> Iterator[tuple[int, Row]]:
+        for number, row in rows_of(iter(splits[split]), part):
+            named = isinstance(row, Record) and not row.id
+            yield number, replace(row, id=f"{split}/{number:08d}") if named else row
+
+    return Source("memory", "fingerprint", {split: len(rows) for split, rows in splits.items()}, read)
+
+
+@pytest.fixture(name="source_of", scope="session")
+def _source_of() -> Callable[..., Source]:
+    return source_of
 
 
 @pytest.fixture(name="encoded", scope="session")
