@@ -6,15 +6,14 @@ it to, in a fifteenth of the time, and takes augmented pictures without a detour
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from vqa_grpo.contract.failure import DataError
+from vqa_grpo.contract.picture import open_upright
 
 SIDE = 64  # easy-VQA's pictures are all 64 x 64
 _MAX_SHIFT = 4  # pixels; a shape at the edge loses only so much to the other side
@@ -24,10 +23,10 @@ def decode(images: Iterable[bytes]) -> torch.Tensor:
     """Encoded pictures as one uint8 tensor (picture, channel, row, column)."""
     arrays = []
     for data in images:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.size != (SIDE, SIDE):
-                raise DataError(f"a picture of {image.size} pixels: easy-VQA's have {SIDE} x {SIDE}")
-            arrays.append(np.asarray(image.convert("RGB")))
+        image = open_upright(data)
+        if image.size != (SIDE, SIDE):
+            raise DataError(f"a picture of {image.size} pixels: easy-VQA's have {SIDE} x {SIDE}")
+        arrays.append(np.asarray(image))
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from io import BytesIO
 
+from vqa_grpo.contract.picture import open_upright
+
 MAX_SIDE = 128
 MAX_BYTES = 12_000
 
 
 def thumbnail(encoded: bytes) -> bytes | None:
     """A PNG of at most 128 pixels a side; None for bytes that no picture can be read from."""
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(BytesIO(encoded)) as opened:
-            opened.draft("RGB", (MAX_SIDE * 2, MAX_SIDE * 2))  # a large JPEG is decoded small at once
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+        picture = open_upright(encoded, near=2 * MAX_SIDE)
     except Exception:  # Pillow raises many kinds for broken files, and a report goes on without the picture
         return None
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
