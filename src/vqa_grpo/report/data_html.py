@@ -38,7 +38,7 @@ _COUNTS = {
     "image_mode": "Picture modes",
 }
 _STYLE = """
-details{margin:2px 0}summary{cursor:pointer;color:var(--soft)}code{font:13px ui-monospace,Menlo,Consolas,monospace}
+h1,p{overflow-wrap:anywhere}details{margin:2px 0}summary{cursor:pointer;color:var(--soft)}code{font:13px ui-monospace,Menlo,Consolas,monospace}
 table.problems td:nth-child(2),table.problems th:nth-child(2){text-align:left;white-space:normal;overflow-wrap:anywhere;
 width:100%}table.problems td:first-child,table.splits td:first-child{white-space:normal;overflow-wrap:anywhere;
 min-width:170px}
@@ -107,7 +107,7 @@ def _page(
         "\n".join(filter(None, head)),
         section("What keeps rows out", [_problems(report, report.invalid_by_code, meanings, rows, fatal=True)]),
         section("Worth a look", [_problems(report, report.warnings_by_code, meanings, rows, fatal=False)]),
-        section("Splits", [_splits(report), *map(paragraph, _overlaps(report))]),
+        section("Splits", [_splits(report), *_overlaps(report)]),
         section("Distributions", [_histograms(report)]),
         section("What there is", [_counts(report)]),
     ]
@@ -194,16 +194,17 @@ def _splits(report: DataReport) -> str:
 
 def _overlaps(report: DataReport) -> list[str]:
     leaked, double = report.pictures_in_several_splits, report.duplicate_rows
-    sentences = []
+    found = []
     if leaked:
         verb = "pictures stand" if leaked > 1 else "picture stands"
-        sentences.append(f"Leakage: {leaked:,} {verb} in more than one split; the split that holds it out keeps it.")
+        sentence = f"Leakage: {leaked:,} {verb} in more than one split; the split that holds a picture out keeps it."
+        found.append(f'<p class="warning">{sentence}</p>')
     elif len(report.pictures) > 1:
-        sentences.append("No picture stands in more than one split.")
+        found.append(paragraph("No picture stands in more than one split."))
     if double:
         verb = "rows repeat" if double > 1 else "row repeats"
-        sentences.append(f"Duplicates: {double:,} {verb} an earlier one, picture and texts alike.")
-    return sentences
+        found.append(f'<p class="warning">Duplicates: {double:,} {verb} an earlier one, picture and texts alike.</p>')
+    return found
 
 
 def _histograms(report: DataReport) -> str:
