@@ -38,7 +38,8 @@ _COUNTS = {
     "image_mode": "Picture modes",
 }
 _STYLE = """
-h1,p{overflow-wrap:anywhere}details{margin:2px 0}summary{cursor:pointer;color:var(--soft)}code{font:13px ui-monospace,Menlo,Consolas,monospace}
+h1,p{overflow-wrap:anywhere}
+details{margin:2px 0}summary{cursor:pointer;color:var(--soft)}code{font:13px ui-monospace,Menlo,Consolas,monospace}
 table.problems td:nth-child(2),table.problems th:nth-child(2){text-align:left;white-space:normal;overflow-wrap:anywhere;
 width:100%}table.problems td:first-child,table.splits td:first-child{white-space:normal;overflow-wrap:anywhere;
 min-width:170px}
