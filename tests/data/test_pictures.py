@@ -161,6 +161,7 @@ def damaged_others() -> Iterator[Case]:
         yield Case(f"PNG {seed}", good, set())
         yield Case(f"PNG {seed} cut", good[:at], {"image_truncated"})
         yield Case(f"PNG {seed} less its end mark", good[:-12], {"image_truncated"})
+        yield Case(f"PNG {seed} with a wrong checksum", flipped(good, len(good) - 13), {"image_corrupt"})
         yield Case(f"PNG {seed} with one bit turned", flipped(good, at), DAMAGED)
         yield Case(f"PNG {seed} zeroed", good[:at] + bytes(100) + good[at + 100 :], DAMAGED)
         for kind, options in [("GIF", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {}), ("WEBP", {"lossless": True})]:
@@ -206,6 +207,8 @@ def ill_shaped() -> Iterator[Case]:
         )
         yield Case(f"{kind} of 9 pixels {number}", save(Image.new("RGB", (9, 9 + number)), kind), {"image_small"})
         yield Case(f"{kind} of 10 pixels {number}", save(Image.new("RGB", (10, 10 + number)), kind), set())
+        yield Case(f"{kind} of 1 : 200 {number}", save(Image.new("RGB", (10, 2000)), kind), {"image_aspect"})
+        yield Case(f"{kind} of 1 : 199 {number}", save(Image.new("RGB", (10, 1990)), kind), set())
         yield Case(f"large {kind} {number}", save(Image.new("L", (1001, 1003)), kind), {"image_downscaled"})
 
 
@@ -261,17 +264,30 @@ def flat() -> Iterator[Case]:
     """Pictures whose scans rightly hold long runs of zeros: pages, plots and textures."""
     page = Image.new("RGB", (1000, 900), "white")
     ImageDraw.Draw(page).text((40, 40), "one line of text", "black")
-    tiles = Image.new("RGB", (1000, 900))
-    for place in range(0, 1000, 8):
-        tiles.paste(
-            Image.frombytes("RGB", (8, 8), random.Random(4).randbytes(192)).point(lambda v: 80 + v // 8), (place, 0)
-        )
-    for row in range(8, 900, 8):
-        tiles.paste(tiles.crop((0, 0, 1000, 8)), (0, row))
-    for name, drawn in {"page": page, "texture": tiles, "red": Image.new("RGB", (1000, 900), "red")}.items():
+    for share in (2, 4):  # a photograph on a white page: zeros in some scans only, and not most of them
+        with_photo = Image.new("RGB", (1600, 1200), "white")
+        with_photo.paste(scene(3, size=(320 * share, 240 * share)), (10, 10))
+        for options in JPEGS[2:4]:
+            data = save(with_photo, "JPEG", **options | {"quality": 95})
+            yield Case(f"photograph {share} on a page {options}", data, {"image_downscaled"})
+    for seed, quality in [(0, 90), (7, 85), (31, 85)]:  # where the commonest code is not that of an empty block
+        yield Case(f"texture {seed}", save(texture(seed), "JPEG", progressive=True, quality=quality), set())
+    for name, drawn in {"page": page, "texture": texture(4), "red": Image.new("RGB", (1000, 900), "red")}.items():
         for quality in (40, 75, 85, 95):
             for options in JPEGS[2:]:
                 yield Case(f"{name} {quality} {options}", save(drawn, "JPEG", **options | {"quality": quality}), set())
+
+
+def texture(seed: int) -> Image.Image:
+    """The same faint block all over."""
+    block = Image.frombytes("RGB", (8, 8), random.Random(seed).randbytes(192)).point(lambda value: 80 + value // 8)
+    tiled = Image.new("RGB", (1000, 904))
+    for across in range(0, 1000, 8):
+        tiled.paste(block, (across, 0))
+    row = tiled.crop((0, 0, 1000, 8))
+    for down in range(8, 904, 8):
+        tiled.paste(row, (0, down))
+    return tiled
 
 
 def corpus() -> list[Case]:
@@ -345,8 +361,17 @@ def test_whatever_a_look_passes_opens_in_training() -> None:
     assert 50 < passed < 1450
 
 
+def test_a_tag_that_stops_the_turning_in_training_is_found_before() -> None:
+    maker = struct.pack(">HHIf", 0x010F, 11, 1, 1.5)  # a name that is a number
+    tags = b"Exif\0\0MM\0*\0\0\0\x08" + b"\0\2" + maker + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4)
+    data = save(scene(0), "JPEG", exif=tags)
+    with pytest.raises(AttributeError):
+        datasets.Image().decode_example({"bytes": data, "path": None})
+    assert codes(look(data, RULES)) == {"image_undecodable"}
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_width_and_height_are_those_of_the_picture_as_shown(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation

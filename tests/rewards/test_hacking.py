@@ -15,6 +15,7 @@ import pytest
 import vqa_grpo.rewards
 from vqa_grpo.rewards.settings import RewardSettings
 from vqa_grpo.rewards.vqa import NAMES, VQARewards
+from vqa_grpo.scoring import judge
 
 TABLE: dict[str, Any] = json.loads(Path(__file__).with_name("hacking.json").read_text(encoding="utf-8"))
 QUESTIONS: dict[str, dict[str, Any]] = TABLE["questions"]
@@ -88,7 +89,7 @@ def test_honesty_is_what_it_says(name: str) -> None:
 
 
 # What the semantic match does not see yet: a step that contradicts one reference may match a vaguer one.
-SEMANTIC_WINNERS = {"states both sides"}
+SEMANTIC_WINNERS = {"states both sides", "switches the lamp off", "takes the lamp off the desk"}
 
 
 @pytest.mark.full
@@ -101,6 +102,20 @@ def test_with_the_sentence_encoder_the_strategies_that_win_are_the_known_ones() 
         if paid > total(rival, question, "gated", encoder=""):
             winners.add(strategy["name"])
     assert winners == SEMANTIC_WINNERS
+
+
+def test_no_strategy_finds_a_judge_that_says_yes_to_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(judge, "post", lambda url, body, timeout: asked.append(url) or '{"correct": true}')
+    settings = RewardSettings(judge=judge.JudgeSettings(cache_dir=str(tmp_path)))
+    accuracy = VQARewards(settings).functions()["accuracy"]
+    for strategy in STRATEGIES:
+        question = QUESTIONS[strategy["question"]]
+        if strategy.get("against") != "honest_right":
+            text = completion_of(strategy, question)
+            row = {name: [question.get(name)] for name in ("question", "options")}
+            assert accuracy(prompts=["?"], completions=[text], answer=[question["gold"]], **row) == [0.0], strategy
+    assert asked, "if nothing is ever sent, this says nothing of the control question"
 
 
 def test_in_the_sum_a_copied_reference_beats_an_honest_wrong_answer() -> None:

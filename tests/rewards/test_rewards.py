@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from vqa_grpo.contract.completion import Completion, Outcome
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.rewards import debug_log, guard
 from vqa_grpo.rewards import round as rounds
-from vqa_grpo.rewards.registry import load_rewards
+from vqa_grpo.rewards.registry import check, load_rewards
 from vqa_grpo.rewards.settings import RewardSettings
 from vqa_grpo.rewards.vqa import NAMES, VQARewards
 
@@ -289,6 +290,76 @@ def test_rewards_load_by_name_and_by_path(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_reward_that_stands_for_nothing_is_refused(names: list[str], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         load_rewards(names)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"reward_funcs": ["acuracy"]}, "did you mean 'accuracy'"),
+        ({"reward_funcs": []}, "at least one of"),
+        ({"reward_funcs": ["format", "accuracy", "format"]}, "two reward functions are called 'format'"),
+        ({"reward_funcs": ["accuracy", "mine.rewards:accuracy"]}, "two reward functions are called 'accuracy'"),
+        ({"reward_funcs": ["one:brevity", "two.brevity"]}, "two reward functions are called 'brevity'"),
+        *(
+            ({"reward_funcs": [name]}, "package.module:function")
+            for name in ("a:", ":b", "a b:c", "./a.py:f", "a..b", "")
+        ),
+        ({"reward_weights": [1.0]}, "1 numbers for 2 rewards .*one for each"),
+        ({"reward_weights": [1.0, float("nan")]}, "finite"),
+        ({"reward_combination": "product"}, "additive or gated"),
+        ({"format_reward": "strict"}, "graded or binary"),
+        ({"step_encoder": "/no/such/folder"}, "'/no/such/folder' is no folder with"),
+        ({"step_encoder": "./models/mine"}, "is no folder with"),
+        ({"step_encoder": "~/model"}, "whole path"),
+        ({"step_encoder": "Lexical"}, "write 'lexical'"),
+        ({"step_encoder": "https://huggingface.co/a/b"}, "neither a model's name"),
+        ({"step_encoder": "two words"}, "neither a model's name"),
+        ({"use_judge": True, "judge_url": "localhost:11434"}, "'localhost:11434' is no http.*give for example"),
+        ({"use_judge": True, "judge_url": "http://host:port/v1"}, "no http"),
+        ({"use_judge": True, "judge_timeout": 0}, "timeout 0 must lie"),
+        ({"use_judge": True, "judge_retries": 11}, "retries 11 must lie"),
+        ({"use_judge": True, "judge_concurrency": 0}, "concurrency 0 must lie"),
+        ({"use_judge": True, "judge_model": ""}, "no model: give"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_loaded(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        check(wrong)
+
+
+def test_settings_that_can_work_are_read_from_the_trainers_options(tmp_path: Path) -> None:
+    assert check({}) == RewardSettings()
+    judged = check(
+        {"use_judge": True, "judge_url": "http://judge:8000/v1", "judge_timeout": 5, "format_reward": "binary"}
+    )
+    assert judged.judge is not None
+    assert (judged.judge.url, judged.judge.timeout_seconds, judged.format_reward) == (
+        "http://judge:8000/v1",
+        5,
+        "binary",
+    )
+    check({"reward_funcs": ["format", "mine.rewards:brevity", "theirs.length"], "reward_weights": [1, 0.5, 2]})
+    for name in ("", "lexical", "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
+        assert check({"step_encoder": name}).step_encoder == name
+    (tmp_path / "modules.json").write_text("[]")
+    check({"step_encoder": str(tmp_path)})
+    check({"step_encoder": "/only/in/the/cluster"}, local=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="is a file: name a folder"):
+        check({"use_judge": True, "judge_cache_dir": str(tmp_path / "file")})
+
+
+def test_the_check_needs_neither_torch_nor_the_users_module() -> None:
+    code = (
+        "import sys; from vqa_grpo.rewards.registry import check; check({'reward_funcs': ['nowhere.to_be:found']});"
+        "assert not {'torch', 'transformers', 'sentence_transformers', 'nowhere'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_step_encoder_that_is_not_there_is_refused_with_the_rewards() -> None:
+    with pytest.raises(ConfigurationError, match="check the path"):
+        load_rewards(["reasoning"], RewardSettings(step_encoder="/no/such/folder"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,12 @@ from vqa_grpo.scoring.steps import Mode
 COMBINATIONS = ("additive", "gated")
 FORMATS = ("graded", "binary")
 LEXICAL = "lexical"
+# Fields of JudgeSettings, and the trainer's names of them.
+JUDGE_OPTIONS = {
+    **{name: f"judge_{name}" for name in ("url", "model", "concurrency", "cache_dir")},
+    "timeout_seconds": "judge_timeout",
+    "max_retries": "judge_retries",
+}
 
 
 @dataclass(frozen=True)
@@ -40,19 +47,15 @@ class RewardSettings:
         return ("lexical", None) if self.step_encoder == LEXICAL else ("semantic", self.step_encoder or None)
 
     @classmethod
-    def from_options(cls, options: dict[str, Any]) -> RewardSettings:
-        """From the fields of `training.arguments.VQAArguments`. Raises ConfigurationError."""
-        judge = JudgeSettings(
-            url=options["judge_url"],
-            model=options["judge_model"],
-            timeout_seconds=options["judge_timeout"],
-            max_retries=options["judge_retries"],
-            concurrency=options["judge_concurrency"],
-            cache_dir=options["judge_cache_dir"],
-        )
+    def from_options(cls, options: Mapping[str, Any]) -> RewardSettings:
+        """From the fields of `training.arguments.VQAArguments`; one left out has its default. ConfigurationError."""
+        judge = JudgeSettings(**_given(options, JUDGE_OPTIONS))
         return cls(
-            combination=options["reward_combination"],
-            format_reward=options["format_reward"],
-            step_encoder=options["step_encoder"],
-            judge=judge if options["use_judge"] else None,
+            **_given(options, {name: name for name in ("format_reward", "step_encoder")}),
+            **_given(options, {"combination": "reward_combination"}),
+            judge=judge if options.get("use_judge") else None,
         )
+
+
+def _given(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {field: options[name] for field, name in names.items() if name in options}

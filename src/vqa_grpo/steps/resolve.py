@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -18,6 +17,7 @@ from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.contract.layout import key_of
 from vqa_grpo.steps.data import open_source
 from vqa_grpo.steps.shared import check_run_id
+from vqa_grpo.steps.train import reward_options
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import normalise
 
@@ -84,14 +84,12 @@ def _wants_steps(run: RunConfig) -> bool:
 
 
 def _check_rewards(run: RunConfig) -> None:
-    """Refuse a misspelt reward before anything is converted; a function of the user's own is found by the trainer."""
-    from vqa_grpo.rewards.vqa import NAMES
+    """Refuse what can be known to fail before anything is converted; a user's own function is found by the trainer."""
+    from vqa_grpo import jobs
+    from vqa_grpo.rewards import registry
 
-    for name in run.rewards.functions:
-        if "." not in name and ":" not in name and name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, 1, 0.5)
-            hint = f", did you mean {near[0]}?" if near else f": {', '.join(NAMES)}, or package.module:function"
-            raise ConfigurationError(f"rewards.functions: there is no reward {name!r}{hint}")
+    given = {name: value for name, value in reward_options(run).items() if value is not None}
+    registry.check(given, local=jobs.place(run.job.launcher) == "local")
 
 
 def _check_metrics(run: RunConfig) -> None:

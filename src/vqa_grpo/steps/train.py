@@ -50,35 +50,41 @@ def training_arguments(run: RunConfig, dataset: str, base: str, output_dir: str,
         "prompt_template": run.model.prompt,
         "min_pixels": run.model.min_pixels,
         "max_pixels": run.model.max_pixels,
-        "reward_funcs": list(run.rewards.functions),
-        "reward_combination": run.rewards.combination,
-        "format_reward": run.rewards.format_mode,
+        **reward_options(run),
         "seed": run.seed,
         "logging_steps": 1,
         "save_strategy": "no",
         **train,
     }
-    if run.rewards.weights:
-        options["reward_weights"] = list(run.rewards.weights)
-    if run.rewards.step_encoder:
-        options["step_encoder"] = run.rewards.step_encoder
-    if run.judge.enabled:
-        options |= {
-            "use_judge": True,
-            "judge_url": run.judge.url,
-            "judge_model": run.judge.model,
-            "judge_timeout": run.judge.timeout_seconds,
-            "judge_retries": run.judge.max_retries,
-            "judge_concurrency": run.judge.concurrency,
-        }
-        if run.judge.cache_dir:
-            options["judge_cache_dir"] = run.judge.cache_dir
     if run.train.num_generations:
         options["num_generations"] = run.train.num_generations
     if run.train.deepspeed:
         options["deepspeed"] = run.train.deepspeed
     options |= run.train.extra
     return [word for key, value in options.items() for word in _option(key, value)]
+
+
+def reward_options(run: RunConfig) -> dict[str, Any]:
+    """The rewards and the judge as the trainer's options."""
+    rewards, judge = run.rewards, run.judge
+    options: dict[str, Any] = {
+        "reward_funcs": list(rewards.functions),
+        "reward_weights": list(rewards.weights),
+        "reward_combination": rewards.combination,
+        "format_reward": rewards.format_mode,
+        "step_encoder": rewards.step_encoder or None,
+    }
+    if not judge.enabled:
+        return options
+    return options | {
+        "use_judge": True,
+        "judge_url": judge.url,
+        "judge_model": judge.model,
+        "judge_timeout": judge.timeout_seconds,
+        "judge_retries": judge.max_retries,
+        "judge_concurrency": judge.concurrency,
+        "judge_cache_dir": judge.cache_dir or None,
+    }
 
 
 def training_job(run: RunConfig, run_id: str, arguments: list[str], image: str) -> Any:

@@ -11,6 +11,14 @@ PAIRS = json.loads((Path(__file__).parent / "pairs.json").read_text(encoding="ut
 CONTRADICTIONS = PAIRS["contradictions_of_the_guides_kind"] + PAIRS["more_contradictions"]
 # Two of the held-out paraphrases are lost to the guard: a kind of double negation, and two forms of one name.
 LOST = {"The store is closed.", "The triangle has a right angle, so the Pythagorean theorem applies."}
+# Of those about switches, units, times of day and the like, the guard loses two more to relations and three to a "no".
+LOST_EVERYDAY = {
+    "The picture hangs above the sofa.",
+    "France won more medals than Italy.",
+    "The bed is unmade.",
+    "The rear wheel is flat.",
+    "The shirt is cheap.",
+}
 KINDS = [
     ("number", "It costs 5 dollars.", "It costs 7 dollars."),
     ("number", "A line of 5 cm.", "A line of 5 m."),
@@ -22,7 +30,12 @@ KINDS = [
     ("number", "5 million people", "5 thousand people"),
     ("number", "It is -5.", "It is 5."),
     ("number", "1/2 of it", "1/3 of it"),
+    ("number", "The motor draws 5 mW.", "The motor draws 5 MW."),
+    ("number", "a pressure of 3 MPa", "a pressure of 3 mPa"),
     ("time", "The clock shows 3:45.", "The clock shows 4:45."),
+    ("time", "The shop opens at 9 am.", "The shop opens at 9 p.m."),
+    ("time", "from 9:00 am to 5:00 pm", "from 9:00 pm to 5:00 am"),
+    ("time", "It is 3:45 pm.", "It is 03:45 am."),
     ("colour", "a red car", "a green car"),
     ("colour", "The red cube is next to the blue ball.", "The blue cube is next to the red ball."),
     ("shape", "a blue circle", "a blue rectangle"),
@@ -43,6 +56,15 @@ KINDS = [
     ("antonym", "The window is open.", "The window is closed."),
     ("antonym", "There are more cats than dogs.", "There are fewer cats than dogs."),
     ("antonym", "The girl is older than the boy.", "The boy is older than the girl."),
+    ("antonym", "The lamp is on.", "The lamp is switched off."),
+    ("antonym", "The cat is on the table.", "A cat is off the table."),
+    ("antonym", "The door is locked.", "The door is unlocked."),
+    ("antonym", "a non-smoking room", "a smoking room"),
+    ("antonym", "The tag is visible.", "The tag is invisible."),
+    ("antonym", "Sales have doubled.", "Sales were halved."),
+    ("antonym", "few people on the beach", "many people on the beach"),
+    ("antonym", "He walks.", "She walks."),
+    ("antonym", "The chair is soft.", "The chair is hard."),
     ("label", "The plane waits at gate B.", "The plane waits at gate C."),
     ("negation", "There is no dog and no cat.", "There is no dog but a cat."),
     ("negation", "There is a dog.", "There is no dog."),
@@ -75,6 +97,17 @@ NONE = [
     ("The sign says ‘Stop’.", 'The word "STOP" is on the sign.'),
     ("The second bar is the tallest.", "The tallest bar is the 2nd one."),
     ("a grey cat", "a gray cat"),
+    ("The motor draws 5 mW.", "The motor draws 0.005 W."),
+    ("THE MOTOR DRAWS 5 MW", "The motor draws 5 mW."),
+    ("The chip runs at 2 GHz.", "The chip runs at 2000 MHz."),
+    ("It is 3:45 pm.", "It is 15:45."),
+    ("The clock shows 3:45.", "It is 3:45 pm."),
+    ("It is 3 pm.", "It is 3 o'clock."),
+    ("The lamp is on the table.", "The lamp on the table is off."),
+    ("I am at the office at 3 am.", "I am at the office at 3."),
+    ("A form is filled in to inform the port of an import.", "The form informs the port of the import."),
+    ("The bench is hard.", "It is easy to see the bench on the left of the road."),
+    ("The locked door is next to the unlocked one.", "An unlocked door is beside a locked door."),
     ("THE LOGO IS RED", "The logo on the Phone is red"),
 ]
 
@@ -96,6 +129,14 @@ def test_every_contradiction_of_the_table_is_seen_by_the_guard_alone() -> None:
 def test_the_guard_lets_paraphrases_and_other_facts_pass() -> None:
     pairs = PAIRS["paraphrases_to_choose_by"] + PAIRS["paraphrases_held_out"] + PAIRS["different_facts"]
     assert {a for a, b in pairs if conflict(a, b)} == LOST
+
+
+def test_the_guard_tells_everyday_opposites_from_paraphrases() -> None:
+    """Written before the rules for them; the held-out half was looked at only after they were finished."""
+    parts = ["everyday_contradictions", "everyday_contradictions_held_out"]
+    assert [pair for part in parts for pair in PAIRS[part] if conflict(*pair) is None] == []
+    parts = ["everyday_paraphrases", "everyday_paraphrases_held_out"]
+    assert {a for part in parts for a, b in PAIRS[part] if conflict(a, b)} == LOST_EVERYDAY
 
 
 @given(st.text(max_size=200), st.text(max_size=200))

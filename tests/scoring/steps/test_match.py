@@ -75,6 +75,9 @@ def test_most_paraphrases_match_and_most_other_facts_do_not() -> None:
     assert recall("different_facts", "crystal") == pytest.approx(14 / 15)
     assert recall("later_paraphrases", "semantic") == recall("later_paraphrases", "crystal") == 1.0
     assert recall("later_contradictions", "crystal") == 1.0
+    assert recall("everyday_contradictions", "semantic") == recall("everyday_contradictions_held_out", "semantic") == 0
+    assert recall("everyday_paraphrases", "semantic") == pytest.approx(53 / 55)
+    assert recall("everyday_paraphrases_held_out", "semantic") == pytest.approx(32 / 35)
 
 
 def test_two_later_contradictions_are_known_to_slip_through() -> None:

@@ -5,20 +5,28 @@ negation) all-MiniLM-L6-v2 gives a mean cosine of 0.762, above the 0.727 of ten 
 the difference are compared as words. One rule serves most kinds: each step says something of that kind that the other
 does not. A step that says less (no colour, one number of two) is not in conflict.
 
+Words with one use (open/closed) speak wherever they stand. Words with many (hard, back, on) speak only where the two
+steps are otherwise of like wording.
+
 The rules are for English and on purpose strict: a paraphrase lost costs a model a little reward, a contradiction
 taken for a match teaches it to contradict.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 from vqa_grpo.scoring.steps.text import FUNCTION_WORDS, LIGHT_WORDS, stem, vocabulary, words
 
 # --- what a step says -----------------------------------------------------------------------------------------------
+
+
+Pole: TypeAlias = tuple[int, int, bool]  # axis, which of its two ends, whether the word compares two things
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,17 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Clock:
+    hours: frozenset[int]  # of 24; two, where neither am nor pm is said
+    rest: str  # ":45"
+
+
+@dataclass(frozen=True)
 class Facts:
+    tokens: tuple[str, ...]  # without articles
     words: frozenset[str]
     numbers: tuple[Number, ...]
-    clocks: frozenset[str]
+    clocks: frozenset[Clock]
     ordinals: frozenset[str]
     labels: frozenset[str]
     texts: frozenset[tuple[str, ...]]
@@ -40,7 +55,9 @@ class Facts:
     groups: Mapping[str, frozenset[str]]
     bound: Mapping[str, frozenset[str]]  # noun → colours directly before it
     directions: frozenset[str]
-    poles: frozenset[tuple[int, int, bool]]  # axis, pole, whether it compares two things
+    poles: frozenset[Pole]
+    close_poles: frozenset[Pole]  # those that count only in steps of like wording
+    unprefixed: frozenset[str]  # locked, where it says unlocked
     before: frozenset[str]  # content words before "left of", "above", "than", …
     after: frozenset[str]
     negated: bool
@@ -92,6 +109,26 @@ _UNITS: dict[str, tuple[str, float]] = {
     for alias in names.split()
 }  # fmt: skip
 
+# Where capitals decide: mW is not MW. An alias in small letters stands for what nobody can mistake.
+_PREFIXES = {"n": 1e-9, "µ": 1e-6, "μ": 1e-6, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+_PREFIX_NAMES = {"nano": 1e-9, "micro": 1e-6, "milli": 1e-3, "": 1.0, "kilo": 1e3, "mega": 1e6, "giga": 1e9}
+_CASED_UNITS: dict[str, tuple[str, float]] = {}
+for _dimension, _symbols, _names in (
+    ("power", "W Wh", "watt"),  # watt-hours written out begin with the same word
+    ("voltage", "V", "volt"),
+    ("current", "A", "ampere amp"),
+    ("frequency", "Hz", "hertz"),
+    ("pressure", "Pa", "pascal"),
+    ("force", "N", "newton"),
+    ("energy", "J", "joule"),
+    ("resistance", "Ω Ω", "ohm"),
+):
+    for _symbol in _symbols.split():
+        _CASED_UNITS |= {prefix + _symbol: (_dimension, size) for prefix, size in _PREFIXES.items()}
+        _UNITS |= {(prefix + _symbol).casefold(): (_dimension, _PREFIXES[prefix]) for prefix in "kG"}
+    for _name in _names.split():
+        _UNITS |= {prefix + _name: (_dimension, size) for prefix, size in _PREFIX_NAMES.items()}
+
 # Of each group a thing has one; a synonym stands before the colon of its meaning.
 _GROUPS = {
     "colour": "red crimson:red scarlet:red blue navy:blue green lime:green yellow orange purple violet:purple pink "
@@ -101,6 +138,9 @@ _GROUPS = {
     "pentagon hexagon octagon oval ellipse:oval star cube sphere cylinder cone pyramid diamond rhombus:diamond",
     "weekday": "monday tuesday wednesday thursday friday saturday sunday",
     "month": "january february april june july august september october november december",
+    "season": "spring summer autumn winter",
+    "period": "hourly daily weekly monthly yearly annual:yearly annually:yearly",
+    "relative day": "yesterday today tomorrow",
     "compass": "north northern:north south southern:south east eastern:east west western:west",
 }
 _MEANING: dict[str, tuple[str, str]] = {}
@@ -161,14 +201,89 @@ _POLES = [
     ({"all", "every"}, {"none"}), ({"happy", "smiling"}, {"sad", "frowning", "crying"}),
     ({"clean"}, {"dirty"}), ({"present"}, {"absent", "missing"}),
 ]  # fmt: skip
+# Axes whose words have other uses too.
+_CLOSE_POLES = [
+    ({"switched on"}, {"switched off"}),
+    ({"many", "numerous"}, {"few"}), ({"twice", "double", "doubled", "doubles", "doubling"},
+                                      {"half", "halve", "halved", "halves", "halving"}),
+    ({"front"}, {"back", "rear"}), ({"morning"}, {"afternoon", "evening", "night"}), ({"noon"}, {"midnight"}),
+    ({"father", "son", "brother", "husband", "uncle", "king", "gentleman", "man", "men", "male", "boy", "boys"},
+     {"mother", "daughter", "sister", "wife", "aunt", "queen", "lady", "woman", "women", "female", "girl", "girls"}),
+    ({"child", "children", "kid", "kids"}, {"adult", "adults"}),
+    ({"win", "wins", "won", "winning", "winner"}, {"lose", "loses", "lost", "losing", "loser"}),
+    ({"buy", "buys", "bought", "buying"}, {"sell", "sells", "sold", "selling"}),
+    ({"push", "pushes", "pushed", "pushing"}, {"pull", "pulls", "pulled", "pulling"}),
+    ({"opens", "opening"}, {"closes", "closing"}), ({"raise", "raises", "raised"}, {"lowers", "lowered"}),
+    ({"import", "imports", "imported"}, {"export", "exports", "exported"}), ({"profit", "profits"}, {"loss", "losses"}),
+    ({"input", "inputs"}, {"output", "outputs"}), ({"row", "rows"}, {"column", "columns"}),
+    ({"numerator"}, {"denominator"}), ({"majority"}, {"minority"}), ({"major"}, {"minor"}),
+    ({"accepted", "accepts"}, {"rejected", "rejects"}),
+    ({"allowed", "permitted"}, {"forbidden", "prohibited", "banned"}),
+    ({"success", "succeeded", "passed"}, {"failure", "failed"}), ({"together"}, {"apart"}),
+    ({"toward", "towards"}, {"away"}), ({"ascending", "ascends"}, {"descending", "descends"}),
+    ({"awake"}, {"asleep", "sleeping", "sleeps"}), ({"vacant"}, {"occupied"}), ({"raw"}, {"cooked"}),
+    ({"broken", "damaged"}, {"intact"}), ({"solid"}, {"dashed", "dotted", "liquid"}),
+    ({"straight"}, {"curved", "bent"}), ({"convex"}, {"concave"}), ({"acute"}, {"obtuse"}),
+    ({"strong", "stronger", "strongest"}, {"weak", "weaker", "weakest"}), ({"rich", "richer"}, {"poor", "poorer"}),
+    ({"deep", "deeper", "deepest"}, {"shallow", "shallower"}), ({"soft", "softer"}, {"hard", "harder"}),
+    ({"easy", "easier", "easiest"}, {"difficult", "hard", "harder"}), ({"rough"}, {"smooth"}),
+    ({"sharp"}, {"blunt", "dull"}), ({"loud", "louder", "noisy"}, {"quiet", "quieter", "silent"}),
+    ({"expensive"}, {"cheap", "cheaper", "cheapest", "inexpensive"}), ({"sunrise"}, {"sunset"}),
+    ({"always", "often", "usually", "frequently"}, {"rarely", "seldom", "hardly"}),
+    ({"best", "better"}, {"worst", "worse"}),
+]  # fmt: skip
+# A word and its opposite by a prefix. "un" and "non" speak for themselves; "in", "im" and "dis" do not (form, inform).
+_PREFIXED = {
+    prefix + word: word
+    for prefix, listed in {
+        "in": "visible complete correct accurate active adequate capable consistent dependent direct efficient "
+        "frequent secure sufficient valid stable finite",
+        "im": "possible mature mobile moral patient perfect polite proper pure balanced",
+        "ir": "regular relevant responsible reversible rational",
+        "il": "legal legible logical literate",
+        "dis": "connected connect appear appeared appearing assembled similar honest agree agreed approve approved "
+        "advantage satisfied continued",
+        "un": "lit",
+    }.items()
+    for word in listed.split()
+}
+_NO_PREFIX = frozenset({"less", "ions"})  # unless, unions
+
+# Two steps with the same words in the same order but for one of these do not say the same.
+_SWAPS = {
+    (one, other)
+    for pair in (
+        "on off",
+        "up down",
+        "in out",
+        "over under",
+        "to from",
+        "into from",
+        "he she",
+        "his her",
+        "him her",
+        "x y",
+        "y z",
+        "x z",
+    )
+    for one, other in (pair.split(), pair.split()[::-1])
+}
+_ARTICLES = frozenset({"a", "an", "the"})
+
 # "A is larger than B" is "B is smaller than A"; nothing of the kind holds of open and closed.
 _COMPARING = frozenset({"more", "less", "before", "after", "earlier", "later", "further", "farther"})
-_POLE_OF: dict[str, list[tuple[int, int, bool]]] = {}
-for _axis, _pair in enumerate(_POLES):
-    for _sign, _members_of_pole in zip((1, -1), _pair, strict=True):
-        for _word in _members_of_pole:
-            _comparing = _word in _COMPARING or _word.endswith("er")
-            _POLE_OF.setdefault(_word, []).append((_axis, _sign, _comparing))
+
+
+def _by_word(axes: list[tuple[set[str], set[str]]]) -> dict[str, list[Pole]]:
+    found: dict[str, list[Pole]] = {}
+    for axis, ends in enumerate(axes):
+        for sign, members in zip((1, -1), ends, strict=True):
+            for word in members:
+                found.setdefault(word, []).append((axis, sign, word in _COMPARING or word.endswith("er")))
+    return found
+
+
+_POLE_OF, _CLOSE_POLE_OF = _by_word(_POLES), _by_word(_CLOSE_POLES)
 
 _NEGATIONS = vocabulary("not no never none nothing nobody neither nor without cannot lacks lack lacking isnt arent")
 # "a dog, not a cat" denies a cat, and is no denial of "a dog".
@@ -183,15 +298,25 @@ _RELATION = re.compile(
 )
 _TOKEN = re.compile(r"[^\W_]+(?:['’.-][^\W_]+)*")
 _QUOTED = re.compile(r"\"([^\"]{1,120})\"|“([^”]{1,120})”|«([^»]{1,120})»|‘([^’]{1,120})’|(?<!\w)'([^']{1,120})'(?!\w)")
-_CLOCK = re.compile(r"(?<![\w.:])(\d{1,2}:\d{2}(?::\d{2})?)(?![\w:])")
-_ORDINAL = re.compile(r"(?<![\w.])(\d{1,4})(?:st|nd|rd|th)\b")
+_CLOCK = re.compile(
+    r"(?<![\w.:])(?P<hour>\d{1,2})(?P<rest>:\d{2}(?::\d{2})?)?(?:\s?(?P<half>[ap])\.?\s?m\b)?(?![\w:])", re.IGNORECASE
+)
+_ORDINAL = re.compile(r"(?<![\w.])(\d{1,4})(?:st|nd|rd|th)\b", re.IGNORECASE)
+_NON = re.compile(r"\bnon-(?=\w)", re.IGNORECASE)
+# "the lamp is on", "turned off", and not "the cup is on the table"
+_SWITCHED = re.compile(
+    r"\b(?:turn(?:s|ed|ing)?|switch(?:es|ed|ing)?|power(?:s|ed)?)[ -](on|off)\b"
+    r"|\b(?:is|are|was|were|been|stays?|remains?|left|kept)(?: (?:still|now|currently|all|both))? (on|off)"
+    r"(?=\s*(?:$|[.,;:!?)]|(?:and|but|because|so|while|when|although|as|with)\b))|\b(on|off) position\b"
+)
 _LABEL = re.compile(
     r"\b(?i:option|choice|answer|figure|panel|point|letter|label|gate|platform|terminal|room|row|column|angle|side|line|set|group|object|curve)"
     r"(?:\s+is)?\s*:?\s*\(?([A-Z])\)?(?![\w'’])|\(([A-Z])\)"
 )
 _NUMBER = re.compile(
     r"(?P<currency>[$€£¥])?\s?(?P<sign>(?<![\w)\]%.])[-−])?(?<![\w.])(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-    r"(?:\s?/\s?(?P<under>\d+)(?!\s?/))?(?:e(?P<exponent>[+-]?\d{1,3}))?(?:\s?(?P<unit>%|°\s?[cf]?\b|°|[a-z]+))?"
+    r"(?:\s?/\s?(?P<under>\d+)(?!\s?/))?(?:e(?P<exponent>[+-]?\d{1,3}))?(?:\s?(?P<unit>%|°\s?[cf]?\b|°|[a-zµμΩΩ]+))?",
+    re.IGNORECASE,
 )
 _WORD_NUMBER = re.compile(r"\b(" + "|".join(sorted(_NUMBER_WORDS, key=len, reverse=True)) + r")\b(?:\s+([a-z]+))?")
 # "the one on the left", "one of them", "which one": a pronoun, not a count.
@@ -203,7 +328,9 @@ _PRONOUN_ONE = re.compile(
 
 
 # What stands beside a relation without being one of the two things it relates.
-_COMPARATIVES = frozenset(word for word, poles in _POLE_OF.items() if any(comparing for *_, comparing in poles))
+_COMPARATIVES = frozenset(
+    word for word, poles in [*_POLE_OF.items(), *_CLOSE_POLE_OF.items()] if any(comparing for *_, comparing in poles)
+)
 _NO_THING = frozenset(_DIRECTIONS) | _COMPARATIVES | {"one", "side"}
 
 
@@ -211,7 +338,7 @@ _NO_THING = frozenset(_DIRECTIONS) | _COMPARATIVES | {"one", "side"}
 def facts(step: str) -> Facts:
     """Everything in a step that another step can contradict."""
     lower = step.casefold().replace("’", "'")
-    tokens = words(step)
+    tokens = words(_NON.sub("non", step))
     stems = frozenset(stem(token) for token in tokens)
     groups: dict[str, set[str]] = {}
     bound: dict[str, set[str]] = {}
@@ -227,10 +354,14 @@ def facts(step: str) -> Facts:
     before, after = _around_relation(lower)
     negated, denied, heads, asserted = _polarity(lower)
     texts, openers = _texts(step)
+    switched = {"switched " + next(filter(None, found)) for found in _SWITCHED.findall(lower)}
+    # In a step all in capitals they tell no unit from another.
+    cased = lower if step.isupper() else step.replace("’", "'")
     return Facts(
+        tokens=tuple(token for token in tokens if token not in _ARTICLES),
         words=stems,
-        numbers=tuple(_numbers(lower)),
-        clocks=frozenset(_CLOCK.findall(lower)),
+        numbers=tuple(_numbers(cased)),
+        clocks=frozenset(_clocks(lower)),
         ordinals=frozenset(_ORDINAL.findall(lower)) | {_ORDINAL_WORDS[t] for t in tokens if t in _ORDINAL_WORDS},
         labels=frozenset(a or b for a, b in _LABEL.findall(step)),
         texts=texts,
@@ -239,6 +370,8 @@ def facts(step: str) -> Facts:
         bound={noun: frozenset(found) for noun, found in bound.items()},
         directions=frozenset(_DIRECTIONS[token] for token in places if token in _DIRECTIONS),
         poles=frozenset(pole for token in tokens for pole in _POLE_OF.get(token, ())),
+        close_poles=frozenset(pole for token in (*tokens, *switched) for pole in _CLOSE_POLE_OF.get(token, ())),
+        unprefixed=frozenset(base for word in stems for base in _unprefixed(word)),
         before=before,
         after=after,
         negated=negated,
@@ -288,8 +421,21 @@ def _polarity(lower: str) -> tuple[bool, frozenset[str], frozenset[str], frozens
     return negated, frozenset(denied), frozenset(heads), frozenset(asserted - denied)
 
 
-def _numbers(lower: str) -> Iterable[Number]:
-    text = _ORDINAL.sub(" ", _CLOCK.sub(" ", lower))
+def _clocks(lower: str) -> Iterable[Clock]:
+    for match in _CLOCK.finditer(lower):
+        if not match["rest"] and not match["half"]:
+            continue
+        hour = int(match["hour"])
+        if match["half"] and hour <= 12:
+            hours = {hour % 12 + (12 if match["half"] == "p" else 0)}
+        else:
+            hours = {hour % 12, hour % 12 + 12} if 1 <= hour <= 12 and not match["half"] else {hour}
+        yield Clock(frozenset(hours), match["rest"] or ":00")
+
+
+def _numbers(cased: str) -> Iterable[Number]:
+    # An hour without minutes stays: "3 pm" is still 3 where the other step says "3 o'clock".
+    text = _ORDINAL.sub(" ", _CLOCK.sub(lambda clock: " " if clock["rest"] else clock.group(), cased))
     for match in _NUMBER.finditer(text):
         value = float(f"{match['digits'].replace(',', '')}e{match['exponent'] or 0}")
         if value > _LARGEST:
@@ -300,11 +446,15 @@ def _numbers(lower: str) -> Iterable[Number]:
             value = -value
         yield _number(value, match["currency"] or "", (match["unit"] or "").replace(" ", ""), text[match.end() :])
     # Years written as decades, 1990s, leave the "s" as a unit that is none.
-    for match in _WORD_NUMBER.finditer(_PRONOUN_ONE.sub(" ", text)):
+    for match in _WORD_NUMBER.finditer(_PRONOUN_ONE.sub(" ", text.casefold())):
         yield _number(float(_NUMBER_WORDS[match[1]]), "", match[2] or "", text[match.end() :])
 
 
 def _number(value: float, currency: str, following: str, rest: str) -> Number:
+    if following in _CASED_UNITS and not currency:
+        dimension, size = _CASED_UNITS[following]
+        return Number(value * size, dimension, "")
+    following = following.casefold()
     if following in _SCALES and not (following == "m" and not currency):
         value *= _SCALES[following]
         following = next(iter(words(rest[:40])), "")
@@ -332,7 +482,8 @@ def _texts(step: str) -> tuple[frozenset[tuple[str, ...]], frozenset[str]]:
         token, gap = match.group(), bare[end : match.start()].strip()
         end = match.end()
         opening = opening or any(mark in gap for mark in ".!?")
-        large = len(token) > 1 and token[0].isupper() and token.casefold() not in FUNCTION_WORDS
+        measures = token in _CASED_UNITS and bare[max(0, match.start() - 2) : match.start()].strip()[-1:].isdigit()
+        large = len(token) > 1 and token[0].isupper() and token.casefold() not in FUNCTION_WORDS and not measures
         sure = large and ((token.isupper() and token.isalpha()) or not (opening or titled))
         if gap or not sure:
             _close(current, opened, names, openers)
@@ -371,7 +522,7 @@ def _conflict(a: str, b: str) -> str | None:
     first, second = facts(a), facts(b)
     if _numbers_differ(first, second):
         return "number"
-    if _each_alone(first.clocks, second.clocks):
+    if _clocks_differ(first.clocks, second.clocks):
         return "time"
     for kind in first.groups.keys() & second.groups.keys():
         if _each_alone(first.groups[kind], second.groups[kind]):
@@ -392,7 +543,7 @@ def _conflict(a: str, b: str) -> str | None:
     turned = frozenset(_OPPOSITE.get(d, d) for d in second.directions) if swapped else second.directions
     if _each_alone(first.directions, turned):
         return "direction"
-    if _poles_differ(first, second, swapped):
+    if _poles_differ(first.poles, second.poles, swapped) or _close_opposites(first, second, swapped):
         return "antonym"
     if _polarity_differs(first, second):
         return "negation"
@@ -402,6 +553,13 @@ def _conflict(a: str, b: str) -> str | None:
 def _each_alone(a: frozenset[str], b: frozenset[str]) -> bool:
     """Each side says something that the other does not."""
     return bool(a - b) and bool(b - a)
+
+
+def _clocks_differ(a: frozenset[Clock], b: frozenset[Clock]) -> bool:
+    def alone(these: frozenset[Clock], those: frozenset[Clock]) -> bool:
+        return any(not any(x.rest == y.rest and x.hours & y.hours for y in those) for x in these)
+
+    return alone(a, b) and alone(b, a)
 
 
 def _same_number(a: Number, b: Number) -> bool:
@@ -416,7 +574,9 @@ def _same_number(a: Number, b: Number) -> bool:
 
 @lru_cache(maxsize=32)
 def _sizes(dimension: str) -> frozenset[float]:
-    return frozenset(size for name, size in _UNITS.values() if name == dimension)
+    return frozenset(
+        size for name, size in itertools.chain(_UNITS.values(), _CASED_UNITS.values()) if name == dimension
+    )
 
 
 def _numbers_differ(a: Facts, b: Facts) -> bool:
@@ -468,13 +628,41 @@ def _swapped(a: Facts, b: Facts) -> bool:
     return min(crossed) > 0 and sum(crossed) > len(a.before & b.before) + len(a.after & b.after)
 
 
-def _poles_differ(a: Facts, b: Facts, swapped: bool) -> bool:
+def _poles_differ(a: frozenset[Pole], b: frozenset[Pole], swapped: bool) -> bool:
     """Whether the two sides stand at opposite ends of an axis, each at one end only."""
-    ends_a = {(axis, pole) for axis, pole, _ in a.poles}
-    ends_b = {(axis, -pole if swapped and comparing else pole) for axis, pole, comparing in b.poles}
+    if not a or not b:
+        return False
+    ends_a = {(axis, pole) for axis, pole, _ in a}
+    ends_b = {(axis, -pole if swapped and comparing else pole) for axis, pole, comparing in b}
     return any(
         (axis, -pole) in ends_b and (axis, pole) not in ends_b and (axis, -pole) not in ends_a for axis, pole in ends_a
     )
+
+
+def _close_opposites(a: Facts, b: Facts, swapped: bool) -> bool:
+    """Opposites that count only where the steps are otherwise alike: by a word, by a prefix, by a preposition."""
+    if len(a.tokens) == len(b.tokens):
+        differing = [pair for pair in zip(a.tokens, b.tokens, strict=True) if pair[0] != pair[1]]
+        if len(differing) == 1 and differing[0] in _SWAPS:
+            return True
+    opposite = (
+        (a.unprefixed - a.words) & (b.words - b.unprefixed)
+        or (b.unprefixed - b.words) & (a.words - a.unprefixed)
+        or _poles_differ(a.close_poles, b.close_poles, swapped)
+    )
+    if not opposite:
+        return False
+    only_a, only_b = a.words - b.words, b.words - a.words
+    shared = (a.words & b.words) - FUNCTION_WORDS - LIGHT_WORDS
+    # Beside the opposites themselves, neither step has more words of its own than the two share.
+    return len(shared) >= max(len(only - FUNCTION_WORDS - LIGHT_WORDS) for only in (only_a, only_b)) - 1
+
+
+def _unprefixed(word: str) -> frozenset[str]:
+    """What a word denies by its prefix: locked for unlocked."""
+    bases = {word.removeprefix(prefix) for prefix in ("un", "non") if word.startswith(prefix)}
+    plain = {base for base in bases if len(base) > 3 and base not in _NO_PREFIX}
+    return frozenset(plain | ({_PREFIXED[word]} if word in _PREFIXED else set()))
 
 
 def _polarity_differs(a: Facts, b: Facts) -> bool:
