@@ -1,4 +1,4 @@
-"""Two small charts as inline SVG. Colours are CSS variables, so that a page can serve light and dark screens."""
+"""Small charts as inline SVG. Colours are CSS variables, so that a page can serve light and dark screens."""
 
 from __future__ import annotations
 
@@ -100,6 +100,96 @@ def bar_chart(bars: Sequence[Bar], *, title: str, marker_label: str, width: int 
         if is_number(bar.marker):
             parts.append(_line(across(bar.marker), y - 3, across(bar.marker), y + 36, "marker"))
     return _frame(width, height, title, parts)
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], *, title: str, width: int = 330, height: int = 190) -> str:
+    """A bar for each of the given bins, all equally wide; empty bins at both ends are left out.
+
+    `counts[i]` whole numbers lie in edges[i] ≤ number < edges[i + 1]; the last bin also holds what is beyond.
+    """
+    filled = [index for index, count in enumerate(counts) if count > 0]
+    if not filled or len(edges) != len(counts) + 1:
+        return _frame(width, height, title, [_text(width / 2, height / 2, "nothing to count", anchor="middle")])
+    bins = range(filled[0], filled[-1] + 1)
+    names = [_bin_name(edges, index) for index in bins]
+    left, right, top, bottom = 48, 12, 40, 24
+    y_ticks = [tick for tick in _ticks(0, max(counts), 4) if tick == int(tick)]
+    step = min((width - left - right) / len(bins), 60)
+
+    def up(count: float) -> float:
+        return height - bottom - count / y_ticks[-1] * (height - top - bottom)
+
+    parts = [_text(left, 14, title, css="name"), _text(left, 29, _middle(edges, counts))]
+    for tick in y_ticks:
+        parts.append(_line(left, up(tick), width - right, up(tick), "grid"))
+        parts.append(_text(left - 6, up(tick) + 3.5, _thousands(tick), anchor="end"))
+    free = 0.0  # where the next label may begin
+    for place, (index, name) in enumerate(zip(bins, names, strict=True)):
+        x, y = left + place * step, up(counts[index])
+        parts.append(
+            f'<rect class="tuned" x="{x + 1:.1f}" y="{y:.1f}" width="{step - 2:.1f}" '
+            f'height="{height - bottom - y:.1f}"><title>{name}: {counts[index]:,}</title></rect>'
+        )
+        half = 3.2 * len(name)  # about half of its width
+        if x + step / 2 - half >= free and x + step / 2 + half <= width:
+            parts.append(_text(x + step / 2, height - 8, name, anchor="middle"))
+            free = x + step / 2 + half + 6
+    return _frame(width, height, title, parts)
+
+
+def count_bars(counts: Sequence[tuple[str, int]], total: int, *, title: str, width: int = 330) -> str:
+    """A bar for each value, beside it the count and its share of the total; the commonest fills the width."""
+    left, right, top, row = 106, 114, 26, 20
+    height = top + row * len(counts) + 6
+    longest = max((count for _, count in counts), default=0) or 1
+    parts = [_text(0, 14, title, css="name")]
+    for index, (label, count) in enumerate(counts):
+        y = top + index * row
+        length = max(0, count) / longest * (width - left - right)
+        parts.append(
+            f"<g><title>{html.escape(label)}</title>{_text(left - 8, y + 12, _clipped(label, 16), anchor='end')}</g>"
+        )
+        parts.append(f'<rect class="tuned" x="{left}" y="{y + 1}" width="{max(1.0, length):.1f}" height="14" rx="2"/>')
+        parts.append(_text(left + length + 6, y + 12, f"{count:,} ({100 * count / (total or 1):.1f} %)"))
+    return _frame(width, height, title, parts)
+
+
+def _bin_name(edges: Sequence[float], index: int) -> str:
+    """
+    >>> [_bin_name([0, 1, 3, 8], index) for index in range(3)]
+    ['0', '1–2', '3+']
+    """
+    low, high = edges[index], edges[index + 1] - 1
+    if index == len(edges) - 2:
+        return f"{low:g}+"
+    return f"{low:g}" if high <= low else f"{low:g}–{high:g}"
+
+
+def _middle(edges: Sequence[float], counts: Sequence[int]) -> str:
+    """How many values there are, and the bin that the middle one lies in.
+
+    >>> _middle([0, 1, 3, 8], [4, 3, 2]), _middle([0, 1, 3, 8], [0, 3, 0])
+    ('9 values, half of them up to 1–2', '3 values, all 1–2')
+    """
+    total, passed = sum(counts), 0
+    if total in counts:
+        return f"{total:,} values, all {_bin_name(edges, list(counts).index(total))}"
+    for index, count in enumerate(counts):
+        passed += count
+        if 2 * passed >= total:
+            return f"{total:,} values, half of them up to {_bin_name(edges, index)}"
+    return ""
+
+
+def _thousands(count: float) -> str:
+    """
+    >>> [_thousands(count) for count in (0, 950, 1500, 20000, 3e6)]
+    ['0', '950', '1.5k', '20k', '3M']
+    """
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:g}{letter}"
+    return f"{count:g}"
 
 
 def _legend(left: float, marker_label: str) -> str:
