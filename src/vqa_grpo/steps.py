@@ -210,15 +210,15 @@ def code_digest() -> str:
 
 
 def open_source(name: str) -> Any:
-    from vqa_grpo.data.sources import Source, open_folder
+    from vqa_grpo.data.sources import open_place
 
     if name == EASY_VQA:
         from vqa_grpo.quickstart import easy_vqa
 
-        return Source(name, easy_vqa.fingerprint(), dict(easy_vqa.ROWS), easy_vqa.records)  # type: ignore[arg-type]
+        return easy_vqa.source()
     if name.startswith("builtin:"):
         raise ConfigurationError(f"data.source {name!r} is not built in: the one that is, is {EASY_VQA}")
-    return open_folder(name)
+    return open_place(name)
 
 
 # --- the data steps ---------------------------------------------------------------------------------------------

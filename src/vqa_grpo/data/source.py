@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from vqa_grpo.contract.record import Record
 
@@ -15,8 +15,8 @@ class Part(NamedTuple):
     """Which rows of a split to read: every `count`-th block of rows, starting with block `index`; the first
     `limit` rows of the whole split only, where limit is not 0."""
 
-    index: int = 0
-    count: int = 1
+    index: int = 0  # type: ignore[assignment]  # a tuple's own index() and count() are not wanted
+    count: int = 1  # type: ignore[assignment]
     limit: int = 0
 
     def takes(self, number: int) -> bool:
@@ -39,6 +39,7 @@ class Unreadable:
 
 
 Row: TypeAlias = Record | Unreadable
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Source:
         return (row for _, row in self.read(split, WHOLE) if isinstance(row, Record))
 
 
-def rows_of(rows: Iterator[Row], part: Part) -> Iterator[tuple[int, Row]]:
-    """The rows of a part, out of a stream of all rows: for readers that cannot skip."""
+def rows_of(rows: Iterator[T], part: Part) -> Iterator[tuple[int, T]]:
+    """The rows of a part, out of a stream of all rows, made or yet to be made: for readers that cannot skip."""
     for number, row in enumerate(rows):
         if part.is_over(number):
             return
