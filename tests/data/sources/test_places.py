@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +17,9 @@ import pytest
 from vqa_grpo.config import Data
 from vqa_grpo.contract.failure import ConfigurationError, DataError, RetryError
 from vqa_grpo.contract.record import Record
-from vqa_grpo.data.source import Unreadable
+from vqa_grpo.data.source import WHOLE, Unreadable
 from vqa_grpo.data.sources import open_place, open_source, places
-from vqa_grpo.storage import store
+from vqa_grpo.storage import reading, store
 
 Lay, Refused = Callable[..., str], Callable[..., str]
 ROW = {"image": "1.png", "question": "what?", "answer": "red"}
@@ -167,6 +169,35 @@ def test_a_wrong_key_or_bucket_is_named(s3: str, refused: Refused) -> None:
     assert f"nothing lies at {s3}/no/such: mend data.source" in refused(ConfigurationError, f"{s3}/no/such")
     assert "no such bucket" in refused(ConfigurationError, "s3://not-made-by-anyone/x")
     assert "names no bucket" in refused(ConfigurationError, "s3://")
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved", "jsonl", "tar"])
+def test_what_goes_wrong_in_s3_while_a_library_reads_is_still_said_by_name(
+    form: str, s3: str, tmp_path: Path, table: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FETCH_BYTES", 10_000)
+    if form == "tar":
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for number in range(100):
+                for kind, data in (("jpg", b"x" * 2000), ("json", line())):
+                    info = tarfile.TarInfo(f"{number}.{kind}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    elif form == "jsonl":
+        (tmp_path / "x.jsonl").write_bytes(line(question="?" * 1000) * 100)
+    else:
+        rows = table([os.urandom(20_000) for _ in range(300)])
+        rows.to_parquet(str(tmp_path / "x.parquet")) if form == "parquet" else rows.save_to_disk(str(tmp_path))
+    place = store.open_store(f"{s3}/swapped-{form}")
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name, data in files.items():
+        place.write(name, data)
+    rows = open_place(place.uri).read("train", WHOLE)
+    next(rows)
+    for name, data in files.items():
+        place.write(name, data + b"more")
+    with pytest.raises(DataError, match=r"changed while it was read: start again$"):
+        list(rows)
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def _number(index: int, row: int, strides: list[int]) -> int:
     """How many rows of the mixture come before a source's row: those of an earlier time, or of the same time and of a
     source named before."""
     time = (row + 1) * strides[index]
-    return sum((time - (other >= index)) // stride if other != index else row for other, stride in enumerate(strides))
+    return sum((time - (other > index)) // stride if other != index else row for other, stride in enumerate(strides))
 
 
 def _length(components: list[Component]) -> int:

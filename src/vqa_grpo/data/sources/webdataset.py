@@ -121,7 +121,7 @@ def _members(opened: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[_Membe
                     raise ValueError("it breaks off in a file")
             yield _Member(key, kind, found.size, found.offset_data + found.size, data)
         # tarfile takes any block that is no header for the end.
-        opened.seek(tar.offset)  # type: ignore[attr-defined]
+        opened.seek(tar.offset)
         if opened.read(512) != bytes(512):
             raise ValueError("it breaks off before its end")
 
