@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -29,17 +29,71 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class MixedSource(Section):
+    """One of several sources that are trained on together."""
+
+    source: Annotated[str, Field(min_length=1)]
+    weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="rows of train in proportion, until the first source runs out; 0 for all means all rows"
+    )
+    columns: dict[str, str] = Field(default_factory=dict, description="as data.columns, and before it")
+    name: Annotated[str, Field(pattern=r"^[\w.-]*$")] = Field(
+        "", description="in row ids; empty takes the source's own"
+    )
+
+    def called(self) -> str:
+        """
+        >>> MixedSource(source="s3://bucket/charts/").called(), MixedSource(source="hub:org/name@main").called()
+        ('charts', 'name')
+        """
+        last = re.split(r"[/:]", self.source.rstrip("/"))[-1].partition("@")[0].partition("#")[0]
+        return self.name or re.sub(r"[^\w.-]", "-", last) or "source"
+
+
+BUILT_IN_DATA = "builtin:easy-vqa"
+
+
 class Data(Section):
     """Where the questions come from and how they are split."""
 
-    source: str = Field("builtin:easy-vqa", description="builtin:easy-vqa, or a folder made by save_to_disk")
+    source: str = Field(
+        BUILT_IN_DATA,
+        description="builtin:easy-vqa, a folder, file or s3://bucket/prefix of save_to_disk, Parquet, JSONL, CSV, TSV "
+        "or WebDataset tar files, or hub:org/name[@revision][#config]",
+    )
     limit: NotNegative = Field(0, description="use only about this many rows of each split; 0 means all")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="what the source calls our columns, where it has other names: ours → theirs"
+    )
+    mix: tuple[MixedSource, ...] = Field((), description="several sources, in the place of data.source")
     validation_fraction: Fraction = Field(0.1, description="share of the training pictures kept out for validation")
     test_fraction: Fraction = Field(
         0.1, description="share of the pictures for test where the source has no test split"
     )
     split_seed: int = Field(0, description="which pictures go where; not the training seed")
     max_invalid_fraction: Fraction = Field(0.02, description="more unusable rows than this stop the run")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mix_instead_of_source(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or not tree.get("mix"):
+            return tree
+        # The built-in source is what a shipped configuration names, not a wish of the user's.
+        if tree.get("source", "") not in ("", BUILT_IN_DATA):
+            raise ValueError(f"both source {tree['source']!r} and mix are given: put it among those of mix")
+        return tree | {"source": ""}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Data:
+        if not self.source and not self.mix:
+            raise ValueError("source is empty: name one")
+        if len({bool(part.weight) for part in self.mix}) > 1:
+            raise ValueError("mix has sources with a weight and without: give every one a weight, or none")
+        names = [part.called() for part in self.mix]
+        twice = next((name for name in names if names.count(name) > 1), "")
+        if twice:
+            raise ValueError(f"mix has two sources called {twice!r}: give them a name each")
+        return self
 
 
 class Model(Section):
@@ -337,5 +391,5 @@ def _explain(problem: Any) -> str:
 def _known_keys(path: tuple[Any, ...]) -> list[str]:
     section: Any = RunConfig
     for part in path:
-        section = section.model_fields[part].annotation
+        section = get_args(section)[0] if isinstance(part, int) else section.model_fields[part].annotation
     return list(section.model_fields)

@@ -11,6 +11,7 @@ import pytest
 
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.contract.record import Record
+from vqa_grpo.data.source import Part
 from vqa_grpo.quickstart import easy_vqa
 
 
@@ -116,3 +117,12 @@ def test_the_source_needs_no_tensors() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_the_package_is_a_source_whose_parts_are_its_rows(train: list[Record], test: list[Record]) -> None:
+    source = easy_vqa.source()
+    assert (source.rows, source.exact, source.fingerprint) == (easy_vqa.ROWS, True, easy_vqa.fingerprint())
+    assert list(source.records("test")) == test
+    found = list(source.read("train", Part(1, 30, 32_000)))
+    assert [number for number, _ in found] == [*range(1000, 2000), *range(31_000, 32_000)]
+    assert [row for _, row in found] == [train[number] for number, _ in found]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from vqa_grpo.contract.record import Record
 
@@ -40,6 +40,7 @@ class Unreadable:
 
 
 Row: TypeAlias = Record | Unreadable
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Source:
         return (row for _, row in self.read(split, WHOLE) if isinstance(row, Record))
 
 
-def rows_of(rows: Iterator[Row], part: Part) -> Iterator[tuple[int, Row]]:
-    """The rows of a part, out of a stream of all rows: for readers that cannot skip."""
+def rows_of(rows: Iterator[T], part: Part) -> Iterator[tuple[int, T]]:
+    """The rows of a part, out of a stream of all rows, made or yet to be made: for readers that cannot skip."""
     for number, row in enumerate(rows):
         if part.is_over(number):
             return

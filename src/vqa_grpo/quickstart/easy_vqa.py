@@ -11,6 +11,7 @@ from typing import Literal
 
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.contract.record import Record
+from vqa_grpo.data.source import WHOLE, Part, Row, Source, rows_of
 from vqa_grpo.quickstart.facts import Facts, gather, kind_of, question_sentence
 
 Split = Literal["train", "test"]
@@ -24,16 +25,20 @@ def records(split: Split) -> Iterator[Record]:
     Train rows carry reference steps made from the other answers about the same picture. Test rows
     carry none, so nothing that is trained or scored can come from a test answer.
     """
+    return (record for _, record in _rows(split, WHOLE))
+
+
+def _rows(split: Split, part: Part) -> Iterator[tuple[int, Record]]:
     folder = _data() / split
     rows = [tuple(row) for row in json.loads((folder / "questions.json").read_text(encoding="utf-8"))]
     facts: dict[object, Facts] = {}
     if split == "train":
         facts = gather((picture, question, answer) for question, answer, picture in rows)
     last, image = None, b""
-    for number, (question, answer, picture) in enumerate(rows):
+    for number, (question, answer, picture) in rows_of(iter(rows), part):
         if picture != last:  # the questions about one picture stand together
             last, image = picture, (folder / "images" / f"{picture}.png").read_bytes()
-        yield Record(
+        record = Record(
             image=image,
             question=question,
             answer=answer,
@@ -41,6 +46,16 @@ def records(split: Split) -> Iterator[Record]:
             source=f"easy-vqa/{kind_of(question)}",
             id=f"easy-vqa/{split}/{number:05d}",
         )
+        yield number, record
+
+
+def source() -> Source:
+    """The package as a source; a part of a split costs about its own pictures only."""
+
+    def read(split: str, part: Part) -> Iterator[tuple[int, Row]]:
+        return _rows("train" if split == "train" else "test", part)
+
+    return Source("builtin:easy-vqa", fingerprint(), dict(ROWS), read)
 
 
 def fingerprint() -> str:
