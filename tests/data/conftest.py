@@ -1,6 +1,9 @@
+"""What tests of the data room share; lets them import `indexing` beside them, which importlib mode does not do."""
+
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,8 @@ from typing import Any
 import datasets
 import pytest
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def encoded(colour: int | str = "red", kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:

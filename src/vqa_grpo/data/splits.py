@@ -94,7 +94,7 @@ def plan_splits(index: Path, rule: SplitRule, limit: int = 0) -> SplitPlan:
     for name, rows in own.items():
         held[name][picture[rows]] = True
 
-    target = np.full(len(plan.split), TRAIN, np.int8)
+    target = plan.target.copy()
     target[(held["test"] | held["validation"])[picture]] = HELD_OUT
     if "validation" in own:
         target[own["validation"]] = VALIDATION
@@ -111,7 +111,7 @@ def plan_splits(index: Path, rule: SplitRule, limit: int = 0) -> SplitPlan:
 
 
 def _in_order(index: Path) -> SplitPlan:
-    """All rows in the order of the result; where they go is still open."""
+    """All rows in the order of the result, as if all were for training."""
     split, found = text_column(index, "split")
     names = sorted(found, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
     rank = np.array([names.index(name) for name in found], np.int8)
@@ -121,7 +121,8 @@ def _in_order(index: Path) -> SplitPlan:
     fatal = fatal.astype(np.int16)
     if codes[:1] == [""]:  # sorts first: a usable row
         fatal, codes = fatal - np.int16(1), codes[1:]
-    return SplitPlan(names, codes, split[order], number[order], order, np.empty(0, np.int8), fatal[order])
+    target = np.full(len(order), TRAIN, np.int8)
+    return SplitPlan(names, codes, split[order], number[order], order, target, fatal[order])
 
 
 def _shares(rule: SplitRule, own: dict[str, Any]) -> tuple[Fraction, Fraction, Fraction]:
