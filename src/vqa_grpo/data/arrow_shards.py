@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class ShardWriter:
         self._path, self._receipt = folder / shard.name, receipt
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._schema = row_schema()
-        self._sink = part_of(self._path).open("wb")
+        self._sink = pa.OSFile(str(part_of(self._path)), "wb")
         self._stream = pa.ipc.new_stream(self._sink, self._schema)
         self._written_schema = written_schema()
         self._written = pq.ParquetWriter(part_of(receipt), self._written_schema)
@@ -113,8 +113,9 @@ class ShardWriter:
     def _flush_facts(self) -> None:
         import pyarrow as pa
 
-        columns = zip(*(astuple(facts) for facts in self._facts), strict=True)
-        arrays = [pa.array(column, kind.type) for column, kind in zip(columns, self._written_schema, strict=True)]
+        arrays = [
+            pa.array([getattr(facts, kind.name) for facts in self._facts], kind.type) for kind in self._written_schema
+        ]
         self._written.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._written_schema))
         self._facts = []
 

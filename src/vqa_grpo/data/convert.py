@@ -192,14 +192,15 @@ class _Job:
         row, record, facts = item
         if not self.resized[row] or self.resize is None:
             return item
+        width, height = self.resize.size(facts.width, facts.height)
         try:
-            small = resize_picture(record.image, self.resize.size)
+            image = resize_picture(record.image, (width, height))
         except DataError as error:
             raise DataError(f"row {facts.number} of {facts.source_split} in {self.source.name}: {error}") from error
-        picture = picture_digest(small.image)
+        picture = picture_digest(image)
         content = content_digest(picture, record)
-        facts = replace(facts, orientation=1, width=small.width, height=small.height, picture=picture, content=content)
-        return row, replace(record, image=small.image), facts
+        facts = replace(facts, orientation=1, width=width, height=height, picture=picture, content=content)
+        return row, replace(record, image=image), facts
 
 
 def _in_threads(items: Iterable[T], work: Any) -> Iterator[T]:

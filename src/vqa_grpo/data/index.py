@@ -27,9 +27,8 @@ def picture_digest(data: bytes) -> bytes:
 
 def content_digest(picture: bytes, record: Record) -> bytes:
     """SHA-256 of a picture's digest and of all texts; the id does not count, since it may name a place only."""
-    lists = [record.reference_steps, record.choices, record.options]
-    texts = json.dumps([record.question, record.answer, record.source, *lists], separators=(",", ":"))
-    return hashlib.sha256(picture + texts.encode()).digest()
+    texts = [record.question, record.answer, record.reference_steps, record.choices, record.options, record.source]
+    return hashlib.sha256(picture + json.dumps(texts, separators=(",", ":")).encode()).digest()
 
 
 @dataclass(frozen=True)
