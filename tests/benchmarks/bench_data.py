@@ -217,7 +217,7 @@ class Peak:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self.mb = (self.top - self._start) / 1e6
+        self.facts = {"peak_mb": (self.top - self._start) / 1e6, "start_mb": self._start / 1e6}
 
     def _watch(self) -> None:
         while not self._over.wait(0.01):
@@ -249,7 +249,7 @@ def child(name: str, pictures: Path, work: Path) -> None:
         began, used = time.perf_counter(), cpu()
         facts = run()
         facts |= {"seconds": time.perf_counter() - began, "cpu_ms": (cpu() - used) * 1000 / facts["rows"]}
-    print(json.dumps({"name": name, **facts, "peak_mb": peak.mb}))
+    print(json.dumps({"name": name, **facts, **peak.facts}))
 
 
 # --- all of it --------------------------------------------------------------------------------------------------
@@ -311,8 +311,11 @@ def say(lines: list[dict[str, Any]], steps: list[str]) -> None:
             print(f"{count:,} rows: validate and convert {rate:,.0f} images/s; {above:.1f} times the floor's CPU")
     if len(counts) > 1:
         for step in steps:
-            peaks = [by_name[step, count]["peak_mb"] for count in counts]
-            print(f"{step}: peak memory {' and '.join(f'{peak:.0f}' for peak in peaks)} MB above the start")
+            peaks = [
+                f"{line['start_mb'] + line['peak_mb']:.0f} MB, of which the start {line['start_mb']:.0f}"
+                for line in (by_name[step, count] for count in counts)
+            ]
+            print(f"{step}: peak memory {'; '.join(peaks)}")
 
 
 if __name__ == "__main__":

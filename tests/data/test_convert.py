@@ -139,7 +139,7 @@ def test_rows_keep_the_order_of_the_source_over_batches_and_shards(many: list[Re
 def test_a_batch_ends_before_large_pictures_pile_up(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    large = [Record(os.urandom(3_000_000), "?", "red") for _ in range(7)]
+    large = [Record(os.urandom(900_000), "?", "red") for _ in range(7)]
     converted(tmp_path, ALL_TRAIN, splits={"train": large})
     with pa.ipc.open_stream(tmp_path / "out/train/data-00000-of-00001.arrow") as stream:
         assert [len(batch) for batch in stream] == [3, 3, 1]

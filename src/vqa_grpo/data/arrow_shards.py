@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vqa_grpo.contract.record import Record
 SHARD_BYTES = 500_000_000
 ROW_BYTES = 512  # what a row takes beside its picture, about: the index knows no texts
 BATCH_ROWS = 1000
-BATCH_BYTES = 8_000_000  # a batch ends after this much, so that pictures of 10 MB do not pile up
+BATCH_BYTES = 2_000_000  # a batch ends after this much, so that large pictures do not pile up
 PART = ".part"
 
 
@@ -143,6 +144,19 @@ def _batch(records: Sequence[Record], schema: Any) -> Any:
     columns = [pa.StructArray.from_arrays([images, paths], ["bytes", "path"])]
     columns += [pa.array([getattr(record, name) for record in records], schema.field(name).type) for name in _KINDS]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+@contextmanager
+def memory_given_back() -> Iterator[None]:
+    """Let Arrow use the system's allocator meanwhile: its own keeps more the longer it works."""
+    import pyarrow as pa
+
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(usual)
 
 
 def part_of(path: Path) -> Path:

@@ -32,6 +32,7 @@ from vqa_grpo.data.arrow_shards import (
     Shard,
     ShardWriter,
     Written,
+    memory_given_back,
     part_of,
     plan_shards,
     put_in_place,
@@ -52,6 +53,7 @@ LAYOUT = 1  # another number for another way to write a shard, so that half a co
 T = TypeVar("T")
 
 
+@memory_given_back()
 def convert(
     source: Source,
     index: Path,
@@ -222,6 +224,7 @@ def _in_threads(items: Iterable[T], work: Any) -> Iterator[T]:
 # --- parts ------------------------------------------------------------------------------------------------------
 
 
+@memory_given_back()
 def merge(parts: Sequence[Path], out: Path) -> ConvertedData:
     """Make one data set of all parts of a conversion, in any order, by linking their shards: nothing is rewritten.
 
