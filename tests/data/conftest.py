@@ -1,6 +1,9 @@
+"""What tests of the data room share; lets them import `indexing` beside them, which importlib mode does not do."""
+
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,8 @@ from PIL import Image
 
 from vqa_grpo.contract.record import Record
 from vqa_grpo.data.source import Part, Row, Source, rows_of
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def encoded(colour: int | str = "red", kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
