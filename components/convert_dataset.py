@@ -9,7 +9,7 @@ from vqa_grpo.components.images import STEPS
 
 @dsl.component(base_image=STEPS, install_kfp_package=False)
 def convert_dataset(
-    data_config: str, fingerprint: str, root: str, code: str, dataset: dsl.Output[dsl.Dataset]
+    data_config: str, fingerprint: str, root: str, code: str, report_uri: str, dataset: dsl.Output[dsl.Dataset]
 ) -> NamedTuple("Converted", dataset_uri=str, digest=str):  # type: ignore[valid-type]
     """Convert to train, validation and test; no picture stands in two of them.
 
@@ -18,6 +18,7 @@ def convert_dataset(
         fingerprint: What the source looked like when the run began.
         root: Where results go.
         code: A digest of the code that runs.
+        report_uri: The published validation, whose index says which rows are usable.
         dataset: A small JSON file that says where the data set lies and what it holds.
 
     Returns:
@@ -29,7 +30,7 @@ def convert_dataset(
 
     from vqa_grpo import steps
 
-    result = steps.guarded(steps.convert_dataset)(data_config, fingerprint, root, code)
+    result = steps.guarded(steps.convert_dataset)(data_config, fingerprint, root, code, report_uri)
     with open(dataset.path, "w", encoding="utf-8") as file:
         json.dump(asdict(result), file)
     dataset.metadata.update({"uri": result.dataset_uri, "digest": result.digest, **result.splits})

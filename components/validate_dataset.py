@@ -13,6 +13,7 @@ def validate_dataset(
     root: str,
     code: str,
     report: dsl.Output[dsl.Markdown],
+    page: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Check the source row by row and refuse it when too many rows are unusable.
@@ -24,6 +25,7 @@ def validate_dataset(
         root: Where results go.
         code: A digest of the code that runs.
         report: Counts of rows, pictures and problems.
+        page: The same with distributions, examples and pictures.
         metrics: Rows and unusable rows.
 
     Returns:
@@ -34,6 +36,8 @@ def validate_dataset(
     result = steps.guarded(steps.validate_dataset)(data_config, checks, fingerprint, root, code)
     with open(report.path, "w", encoding="utf-8") as file:
         file.write(result.markdown)
+    with open(page.path, "w", encoding="utf-8") as file:
+        file.write(result.html)
     metrics.log_metric("rows", result.rows)
     metrics.log_metric("unusable_rows", result.invalid)
     return result.report_uri

@@ -31,11 +31,11 @@ def train_and_register(resolved: dsl.PipelineTask, trainer_image: Any) -> None:
     data = {name: found[name] for name in ("data_config", "fingerprint", "root", "code")}
     run = {name: found[name] for name in ("config", "run_id", "root")}
     validated = _small(validate_dataset(**data, checks=found["checks"]), cached=True)
-    converted = _small(convert_dataset(**data), cached=True)
+    converted = _small(convert_dataset(**data, report_uri=validated.outputs["Output"]), cached=True)
     dataset_uri = converted.outputs["dataset_uri"]
     prepared = _large(prepare_model(config=found["config"], dataset_uri=dataset_uri, root=found["root"]))
     # One image wherever a model runs: the same code prepares, trains and evaluates.
-    prepared.after(validated).set_container_image(trainer_image)
+    prepared.set_container_image(trainer_image)
     base = prepared.outputs["Output"]
     trained = _small(train_model(**run, dataset_uri=dataset_uri, base=base, trainer_image=trainer_image), cached=False)
     model_uri = trained.outputs["Output"]

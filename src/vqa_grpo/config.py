@@ -72,6 +72,13 @@ class Data(Section):
     )
     split_seed: int = Field(0, description="which pictures go where; not the training seed")
     max_invalid_fraction: Fraction = Field(0.02, description="more unusable rows than this stop the run")
+    max_fractions: dict[str, Fraction] = Field(
+        default_factory=dict, description="code of a problem → largest share of rows that may have it"
+    )
+    max_visual_tokens: Positive = Field(4096, description="a picture that takes more tokens makes its row unusable")
+    min_side: Positive = Field(10, description="a picture with fewer pixels on a side makes its row unusable")
+    resize: bool = Field(False, description="scale pictures beyond model.max_pixels down once, when converting")
+    shard_megabytes: Positive = Field(500, description="size of the files of the converted data set")
 
     @model_validator(mode="before")
     @classmethod

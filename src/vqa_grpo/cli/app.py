@@ -137,69 +137,106 @@ def resolve(config: Config = "quickstart", settings: Settings = None, as_json: J
     from vqa_grpo.config import load as configuration_of
     from vqa_grpo.steps import open_source
 
-    source = open_source(configuration_of(config, settings or []).data.source)
-    result = {"source": source.name, "fingerprint": source.fingerprint, "rows": source.rows}
-    rows = ", ".join(f"{split} {count:,}" for split, count in source.rows.items())
+    source = open_source(configuration_of(config, settings or []).data)
+    result = {"source": source.name, "fingerprint": source.fingerprint, "rows": source.rows, "exact": source.exact}
+    about = "" if source.exact else "about "
+    rows = ", ".join(f"{split} {about}{count:,}" for split, count in source.rows.items())
     _say(result, as_json, f"{source.name}: {rows} rows, fingerprint {source.fingerprint[:16]}")
+
+
+SourceName = Annotated[
+    str,
+    typer.Argument(
+        help="builtin:easy-vqa, hub:org/name, or a folder, file or s3://… of save_to_disk, Parquet, JSONL, CSV or tars."
+    ),
+]
+DataConfig = Annotated[str, typer.Option("--config", help="A configuration whose data and model sections count.")]
+Limit = Annotated[int, typer.Option(min=0, help="Only about this many rows of each split.")]
+Shard = Annotated[str, typer.Option(help="Only part i of n, as i/n; put together with --merge n.")]
+Merge = Annotated[int, typer.Option(min=0, help="Put the n parts together that were made with --shard.")]
+MaxInvalid = Annotated[float | None, typer.Option(min=0, max=1, help="More unusable rows than this share fail.")]
 
 
 @app.command()
 def validate(
-    source: Annotated[str, typer.Argument(help="builtin:easy-vqa or a save_to_disk folder.")],
-    out: Annotated[Path | None, typer.Option(help="A folder for report and quarantine.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Only about this many rows of each split.")] = 0,
-    max_invalid_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="More unusable rows than this fail.")
-    ] = 0.02,
+    source: SourceName = "",
+    out: Annotated[Path | None, typer.Option(help="A folder for report, problems and quarantine.")] = None,
+    config: DataConfig = "",
+    settings: Settings = None,
+    limit: Limit = 0,
+    max_invalid_fraction: MaxInvalid = None,
+    shard: Shard = "",
+    merge: Merge = 0,
     as_json: Json = False,
 ) -> None:
     """Check every row of a data set."""
-    from vqa_grpo.data.validate import refuse_if_bad, write_report
-    from vqa_grpo.data.validate import validate as check
-    from vqa_grpo.steps import open_source
+    from vqa_grpo.cli import data
+    from vqa_grpo.data.validate import refuse_if_bad
 
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-    report = check(open_source(source), True, limit, out / "quarantine.jsonl" if out else None)
-    if out:
-        write_report(report, out)
-    figures = {"rows": report.total, "valid": report.total - report.invalid, "by_code": report.by_code}
-    _say(figures, as_json, report.markdown().rstrip())
-    refuse_if_bad(report, max_invalid_fraction)
+    given = {"limit": limit or None, "max_invalid_fraction": max_invalid_fraction}
+    plan = data.plan_of(source, config, [*_data_settings(given), *(settings or [])])
+    report = data.validate(plan, out, shard, merge)
+    if report is None:
+        _say({"shard": shard}, as_json, f"part {shard} is checked; put all parts together with --merge")
+        return
+    _say(report.figures(), as_json, report.markdown().rstrip())
+    refuse_if_bad(report, plan.rules)
 
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="builtin:easy-vqa or a save_to_disk folder.")],
+    source: SourceName,
     out: Annotated[Path, typer.Argument(help="A new folder for the converted data set.")],
-    limit: Annotated[int, typer.Option(min=0, help="Only about this many rows of each split.")] = 0,
-    validation: Annotated[float, typer.Option(min=0, max=1, help="Share of pictures for validation.")] = 0.1,
+    config: DataConfig = "",
+    settings: Settings = None,
+    limit: Limit = 0,
+    validation: Annotated[float | None, typer.Option(min=0, max=1, help="Share of pictures for validation.")] = None,
     test: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of pictures for test, if the source has no test split.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Which pictures go where.")] = 0,
+        float | None, typer.Option(min=0, max=1, help="Share of pictures for test, if the source has no test split.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Which pictures go where.")] = None,
+    max_invalid_fraction: MaxInvalid = None,
+    resize: Annotated[bool, typer.Option("--resize", help="Scale pictures down to model.max_pixels, once.")] = False,
+    report: Annotated[Path | None, typer.Option(help="The --out of an earlier validation of this source.")] = None,
+    shard: Shard = "",
+    merge: Merge = 0,
     as_json: Json = False,
 ) -> None:
-    """Write a data set as train, validation and test in the guide's schema."""
-    from vqa_grpo.data.convert import SplitRule
-    from vqa_grpo.data.convert import convert as write
-    from vqa_grpo.steps import open_source
-    from vqa_grpo.storage.publish import scratch
+    """Write a data set as train, validation and test in the guide's schema, after checking it."""
+    from vqa_grpo.cli import data
 
-    if out.exists():
-        raise ConfigurationError(f"{out} exists already: name a new folder")
-    with scratch(out.absolute().parent) as folder:
-        result = write(open_source(source), SplitRule(seed, validation, test), folder / "dataset", limit)
-        os.rename(folder / "dataset", out)
-    splits = ", ".join(f"{split} {count:,}" for split, count in result.splits.items())
-    lost = f"; {result.left_out:,} unusable rows left out, see validate" if result.left_out else ""
-    _say(asdict(result), as_json, f"{out}: {splits}; digest {result.digest[:16]}{lost}")
+    given = {
+        "limit": limit or None,
+        "validation_fraction": validation,
+        "test_fraction": test,
+        "split_seed": seed,
+        "max_invalid_fraction": max_invalid_fraction,
+        "resize": resize or None,
+    }
+    plan = data.plan_of(source, config, [*_data_settings(given), *(settings or [])])
+    made, found = data.convert(plan, out, shard, merge, report)
+    splits = ", ".join(f"{split} {count:,}" for split, count in made.splits.items())
+    lost = sum(made.left_out.values())
+    note = f"; {lost:,} unusable rows left out: {out}/validation/quarantine.jsonl" if lost else ""
+    _say(data.figures(made, found), as_json, f"{out}: {splits}; digest {made.digest[:16]}{note}")
+
+
+def _data_settings(given: dict[str, Any]) -> list[str]:
+    return [f"data.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
 
 
 @app.command()
-def inspect(dataset: str) -> None:
-    """(Not yet.) Look at a data set's rows and pictures in an HTML file."""
-    _later("inspect", "`vqa-grpo validate SRC --out DIR` writes a report")
+def inspect(
+    dataset: Annotated[Path, typer.Argument(help="A converted data set, or any save_to_disk folder.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("inspect.html"),
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 200,
+    split: Annotated[str, typer.Option(help="Only this split.")] = "",
+) -> None:
+    """Look at a data set's rows, pictures and statistics in an HTML file."""
+    from vqa_grpo.data.inspect import inspect as write_page
+
+    write_page(dataset, out, rows, split)
+    print(out)
 
 
 # --- models -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqa_grpo.data.checks import Problem
-from vqa_grpo.data.index import BATCH_ROWS
+from vqa_grpo.data.index import BATCH_ROWS, number_column
 
 KEEPS = {"test": 2, "validation": 1}  # a split with a higher number keeps a picture from those with a lower one
 _WRITTEN_AT_ONCE = 10_000
@@ -94,7 +94,7 @@ def look_across(index: Path, splits: Sequence[str]) -> Across:
 def _leaks(
     index: Path, splits: Sequence[str], split: NDArray[np.int8], usable: NDArray[np.bool_]
 ) -> tuple[dict[str, int], int, _Found]:
-    shown = _numbers(index, "bytes") > 0
+    shown = number_column(index, "bytes") > 0
     split, usable = split[shown], usable[shown]
     high, low = _halves(index, "picture", shown)
     order = np.lexsort((split, low, high))  # stable: among equals the earlier row comes first
@@ -178,11 +178,6 @@ def _halves(index: Path, column: str, wanted: NDArray[np.bool_]) -> NDArray[np.u
         halves[:, done : done + len(some)] = some.T
         start, done = start + len(batch), done + len(some)
     return halves
-
-
-def _numbers(index: Path, column: str) -> NDArray[np.int64]:
-    parts = [batch.column(0).to_numpy() for batch in _batches(index, [column])]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
 def _splits_and_usable(index: Path, splits: Sequence[str]) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:

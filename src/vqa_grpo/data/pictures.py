@@ -35,23 +35,6 @@ from vqa_grpo.models.families import FAMILIES, Family
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-IMAGE_CODES = {
-    "image_missing": "the row has no picture",
-    "image_undecodable": "no picture, or of a kind that is not read",
-    "image_truncated": "the file ends before the picture does",
-    "image_corrupt": "the pixels' data is damaged",
-    "image_bomb": "decoding would take too much memory or time",
-    "image_aspect": "too long and thin for the model's image processor",
-    "image_small": "a side has too few pixels",
-    "image_tokens": "more visual tokens than a picture may take",
-    "image_odd": "the decoder complains, but the whole picture is there",
-    "image_cmyk": "colours for print, which are converted roughly",
-    "image_16bit": "more than 8 bits a channel, which training cuts off",
-    "image_animated": "several frames, of which the first is used",
-    "image_rotated": "stored turned or mirrored, with an EXIF tag that says so",
-    "image_downscaled": "more pixels than the model is given",
-}
-
 MAX_SCANS = 100  # a progressive JPEG has about ten, and each takes time for all of its pixels
 SECTOR = bytes(512)
 MAX_ASPECT = 200  # where the family is not known

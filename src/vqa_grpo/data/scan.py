@@ -23,7 +23,7 @@ from typing import IO, Any
 from vqa_grpo.contract.record import Record, question_text
 from vqa_grpo.data import pictures
 from vqa_grpo.data.checks import Problem, chosen, storable, text_problems
-from vqa_grpo.data.index import IndexWriter, RowFacts
+from vqa_grpo.data.index import IndexWriter, RowFacts, content_digest
 from vqa_grpo.data.pictures import Look
 from vqa_grpo.data.rules import Rules
 from vqa_grpo.data.samples import Candidate, Choice
@@ -210,15 +210,6 @@ def write_line(file: IO[str], note: dict[str, Any]) -> None:
     file.write(json.dumps(note) + "\n")
 
 
-def content_digest(record: Record, picture: bytes) -> bytes:
-    """SHA-256 over the picture's digest and all texts; the id is not part of it."""
-    texts = [record.question, record.answer, record.reference_steps, record.choices, record.options, record.source]
-    return hashlib.sha256(picture + _CANONICAL.encode(texts).encode()).digest()
-
-
-_CANONICAL = json.JSONEncoder(separators=(",", ":"))  # pure ASCII: lone surrogates become escapes
-
-
 def _facts(split: str, number: int, record: Record, look: Look, problems: list[Problem]) -> RowFacts:
     offered = record.offered()
     asked = question_text(record.question, record.choices, record.options)
@@ -229,7 +220,7 @@ def _facts(split: str, number: int, record: Record, look: Look, problems: list[P
         number=number,
         id=storable(record.id),
         picture=look.digest,
-        content=content_digest(record, look.digest),
+        content=content_digest(look.digest, record),
         asked=hashlib.sha256(look.digest + storable(asked).encode()).digest(),
         answer=hashlib.sha256(storable(plain(answer[:MAX_CHARACTERS])).encode()).digest()[:8],
         bytes=len(record.image),

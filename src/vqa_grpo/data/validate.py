@@ -87,19 +87,25 @@ def conclude(source_name: str, scans: Sequence[Path], rules: Rules, folder: Path
             duplicate_rows=across.counts["row_duplicate"],
             digest=digest,
         )
-        _write(report, parts, work)
+        _write(report, parts, refusal(report, rules), work)
     return report
 
 
 def refuse_if_bad(report: DataReport, rules: Rules) -> None:
     """Raise DataError in one line when nothing of the source is usable, or less than the rules ask for."""
     check_codes(rules)
+    if sentence := refusal(report, rules):
+        raise DataError(sentence)
+
+
+def refusal(report: DataReport, rules: Rules) -> str:
+    """Why the rules refuse a source, in one line; empty where they accept it."""
     if not report.total:
-        raise DataError(f"{report.source} holds no rows")
+        return f"{report.source} holds no rows"
     if not report.valid:
-        raise DataError(f"none of the {report.total:,} rows of {report.source} is usable; {_worst(report)}")
+        return f"none of the {report.total:,} rows of {report.source} is usable; {_worst(report)}"
     if report.invalid > rules.max_invalid_fraction * report.total:
-        raise DataError(
+        return (
             f"{report.invalid:,} of {report.total:,} rows of {report.source} are unusable, more than "
             f"data.max_invalid_fraction {rules.max_invalid_fraction:g} allows; {_worst(report)}"
         )
@@ -107,10 +113,11 @@ def refuse_if_bad(report: DataReport, rules: Rules) -> None:
     for code, largest in rules.max_fractions.items():
         rows = by_code.get(code, 0)
         if rows > largest * report.total:
-            raise DataError(
+            return (
                 f"{rows:,} of {report.total:,} rows of {report.source} have {code}, more than "
                 f"data.max_fractions.{code} {largest:g} allows, {_example(report, code)}"
             )
+    return ""
 
 
 def check_codes(rules: Rules) -> None:
@@ -244,7 +251,7 @@ def _sorted(counts: Counter[str]) -> dict[str, int]:
 # --- the report's files -----------------------------------------------------------------------------------------
 
 
-def _write(report: DataReport, parts: Sequence[_Scanned], folder: Path) -> None:
+def _write(report: DataReport, parts: Sequence[_Scanned], refused: str, folder: Path) -> None:
     from vqa_grpo.report.data_html import render_data_report
 
     chosen = (json.loads((part.folder / SAMPLES).read_text(encoding="utf-8")) for part in parts)
@@ -254,5 +261,5 @@ def _write(report: DataReport, parts: Sequence[_Scanned], folder: Path) -> None:
     )
     write_json(folder / METRICS, metrics)
     (folder / MARKDOWN).write_text(report.markdown(), encoding="utf-8")
-    (folder / HTML).write_text(render_data_report(report, samples), encoding="utf-8")
+    (folder / HTML).write_text(render_data_report(report, samples, CODES, refused), encoding="utf-8")
     (folder / REPORT).write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")

@@ -5,7 +5,9 @@ published returns it, so that a retried step, a resumed run and a second run all
 Results that depend on their inputs alone (the converted data, the embedded base model) are keyed on those inputs.
 """
 
-from vqa_grpo.steps.data import Converted, Validated, convert_dataset, open_source, validate_dataset
+from vqa_grpo.steps.data import Converted, Validated, convert_dataset, validate_dataset
+from vqa_grpo.steps.data_parts import conclude_validation, convert_part, merge_parts, scan_part
+from vqa_grpo.steps.data_plan import DataPlan, open_source
 from vqa_grpo.steps.decide import Decided, decide_promotion, needs_training
 from vqa_grpo.steps.evaluate import Evaluated, evaluate_models, predict_to
 from vqa_grpo.steps.finish import finish_run
@@ -17,6 +19,7 @@ from vqa_grpo.steps.train import Trained, train_model, training_arguments, train
 
 __all__ = [
     "Converted",
+    "DataPlan",
     "Decided",
     "Evaluated",
     "Prepared",
@@ -25,11 +28,14 @@ __all__ = [
     "Validated",
     "checked",
     "code_digest",
+    "conclude_validation",
     "convert_dataset",
+    "convert_part",
     "decide_promotion",
     "evaluate_models",
     "finish_run",
     "guarded",
+    "merge_parts",
     "needs_training",
     "open_source",
     "predict_to",
@@ -37,6 +43,7 @@ __all__ = [
     "register_model",
     "resolve",
     "run_folder",
+    "scan_part",
     "train_model",
     "training_arguments",
     "training_job",

@@ -7,7 +7,7 @@ from typing import Any
 
 from vqa_grpo.contract.layout import step_uri
 from vqa_grpo.report.progress import announce
-from vqa_grpo.steps.data import validation_uri
+from vqa_grpo.steps.data_plan import validation_uri
 from vqa_grpo.steps.shared import TINY, UNRECORDED, check_run_id, found, result_of
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store

@@ -11,7 +11,7 @@ from vqa_grpo.contract import prompt as prompts
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.contract.layout import key_of, step_uri
 from vqa_grpo.report.progress import announce
-from vqa_grpo.steps.data import open_source
+from vqa_grpo.steps.data_plan import builtin_source
 from vqa_grpo.steps.shared import EASY_VQA, TINY, config_of, dataset_folder, once, result_of, stages
 from vqa_grpo.storage import publish
 
@@ -49,15 +49,17 @@ def _build_tiny(run: RunConfig, dataset_uri: str, root: str) -> Prepared:
 
     recipe, template = RECIPES[run.model.recipe], prompts.load(run.model.prompt)
     own_rows = run.data.source == EASY_VQA
-    rows_key = result_of(dataset_uri)["digest"] if own_rows else open_source(EASY_VQA).fingerprint
+    rows_key = result_of(dataset_uri)["digest"] if own_rows else builtin_source(EASY_VQA).fingerprint
 
     def build(folder: Path) -> dict[str, Any]:
-        from vqa_grpo.data.convert import read_records
+        from vqa_grpo.data.converted import read_records
         from vqa_grpo.quickstart.base import build_base
 
         # The converted split, because its validation pictures must stay unseen.
         found = (
-            read_records(dataset_folder(dataset_uri), "train") if own_rows else open_source(EASY_VQA).records("train")
+            read_records(dataset_folder(dataset_uri), "train")
+            if own_rows
+            else builtin_source(EASY_VQA).records("train")
         )
         return build_base(list(found), folder, recipe, template, run.seed, stages("prepare"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from vqa_grpo.config import RunConfig
 from vqa_grpo.contract import prompt as prompts
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.contract.layout import key_of
-from vqa_grpo.steps.data import open_source
+from vqa_grpo.steps.data_plan import DataPlan, open_source
 from vqa_grpo.steps.shared import check_run_id
 from vqa_grpo.steps.train import reward_options
 from vqa_grpo.storage import publish
@@ -53,14 +52,11 @@ def resolve(
     if not root:
         raise ConfigurationError("no place to write to: give an output root, s3://bucket/prefix or a folder")
     check_run_id(run_id)
-    source = open_source(run.data.source)
+    source = open_source(run.data)
     code = code or code_digest()
     run_id = run_id or "run-" + key_of(run.canonical(), source.fingerprint, code, _local_inputs(run))[:12]
-    data = run.data.model_dump(mode="json")
-    checks = {"max_invalid_fraction": data.pop("max_invalid_fraction"), "wants_steps": _wants_steps(run)}
-    return Resolved(
-        run.canonical(), json.dumps(data), json.dumps(checks), run_id, normalise(root), source.fingerprint, code
-    )
+    plan = DataPlan.of(run)
+    return Resolved(run.canonical(), plan.data_config, plan.checks, run_id, normalise(root), source.fingerprint, code)
 
 
 def checked(config: str, settings: list[str]) -> RunConfig:
@@ -77,10 +73,6 @@ def _self_contained(run: RunConfig) -> RunConfig:
     if template.name == run.model.prompt:
         return run
     return run.model_copy(update={"model": run.model.model_copy(update={"prompt": template.text})})
-
-
-def _wants_steps(run: RunConfig) -> bool:
-    return "reasoning" in run.rewards.functions
 
 
 def _check_rewards(run: RunConfig) -> None:
