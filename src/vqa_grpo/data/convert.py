@@ -50,6 +50,7 @@ from vqa_grpo.report.progress import Meter
 PLAN = "plan.json"
 WORK = ".convert"  # inside the result until it is whole: the plan's name, and the receipts of finished shards
 LAYOUT = 1  # another number for another way to write a shard, so that half a conversion is not gone on with
+LINES = 10_000  # of rows.parquet, read and written at a time
 T = TypeVar("T")
 
 
@@ -93,7 +94,8 @@ def convert(
         "plan": plan,
         "job": name,
     }
-    return _finish(out, job.shards, (_whole_file(job.receipt(shard)) for shard in job.shards), facts)
+    rows = (batch for shard in job.shards for batch in _lines(job.receipt(shard), shard.split))
+    return _finish(out, job.shards, rows, facts)
 
 
 class _Job:
@@ -252,7 +254,7 @@ def merge(parts: Sequence[Path], out: Path) -> ConvertedData:
         "plan": results[0].plan,
         "job": name,
     }
-    rows = (table for split in SPLITS for folder, _ in found for table in _tables(folder / ROWS, split))
+    rows = (batch for split in SPLITS for folder, _ in found for batch in _lines(folder / ROWS, split))
     return _finish(out, shards, rows, facts)
 
 
@@ -332,13 +334,13 @@ def _job_in(work: Path) -> str:
 
 
 def _finish(out: Path, shards: Sequence[Shard], rows: Iterable[Any], facts: dict[str, Any]) -> ConvertedData:
-    """Write what stands beside the shards, conversion.json last. `rows` are tables of `Written`, in their order."""
+    """Write what stands beside the shards, conversion.json last. `rows` are batches of `Written`, in their order."""
     import pyarrow.parquet as pq
 
     path = out / ROWS
     with pq.ParquetWriter(part_of(path), written_schema()) as writer:
-        for table in rows:
-            writer.write_table(table)
+        for batch in rows:
+            writer.write_batch(batch)
     put_in_place(path)
     digest, fingerprints = _digests(path)
     for split in SPLITS:
@@ -374,23 +376,16 @@ def _digests(path: Path) -> tuple[str, dict[str, str]]:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest(), fingerprints
 
 
-def _whole_file(path: Path) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path)
-
-
-def _tables(path: Path, split: str) -> Iterator[Any]:
-    """The lines of a split, out of a part's rows, piece by piece."""
-    import pyarrow as pa
+def _lines(path: Path, split: str) -> Iterator[Any]:
+    """The lines of a split, batch by batch."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches():
+        for batch in file.iter_batches(LINES, use_threads=False):
             chosen = batch.filter(pc.equal(batch["split"], split))
             if len(chosen):
-                yield pa.Table.from_batches([chosen])
+                yield chosen
 
 
 def _name(*facts: Any) -> str:

@@ -135,7 +135,7 @@ def _filled(path: Path, name: str, convert: Callable[[Any], np.ndarray], kind: A
 
     with pq.ParquetFile(path) as file:
         column, done = np.empty((file.metadata.num_rows, *shape), kind), 0
-        for batch in file.iter_batches(COLUMN_ROWS, columns=[name]):
+        for batch in file.iter_batches(COLUMN_ROWS, columns=[name], use_threads=False):
             column[done : done + len(batch)] = convert(batch.column(0))
             done += len(batch)
     return column

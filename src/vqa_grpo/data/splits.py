@@ -28,7 +28,8 @@ from vqa_grpo.data.source import Part
 SPLITS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
 UNUSABLE, HELD_OUT = -1, -2  # targets of rows that go nowhere
-KEY = 16  # bytes of a picture's digest that tell pictures apart: half of it is plenty, and half the memory
+# A picture is known by the first 8 bytes of its digest, to save memory. Should two ever share them, they go together.
+KEY = np.dtype("<u8")
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,7 @@ def plan_splits(index: Path, rule: SplitRule, limit: int = 0) -> SplitPlan:
     plan = _in_order(index)
     if limit:
         plan = plan._where(plan.number < limit)
-    key = digest_column(index, "picture", KEY)[plan.position].view(f"S{KEY}").ravel()
-    pictures, picture = np.unique(key, return_inverse=True)
-    del key
+    pictures, picture = np.unique(_keys(index, plan.position), return_inverse=True)
     own = {name: plan.split == plan.names.index(name) for name in SPLITS[1:] if name in plan.names}
     own = {name: rows for name, rows in own.items() if rows.any()}
     held = {name: np.zeros(len(pictures), bool) for name in SPLITS[1:]}
@@ -108,6 +107,10 @@ def plan_splits(index: Path, rule: SplitRule, limit: int = 0) -> SplitPlan:
     dealt = _deal(pictures, stratum, rule.seed, _shares(rule, own))
     target[free] = dealt[picture[free]]
     return replace(plan, target=target)
+
+
+def _keys(index: Path, position: np.ndarray) -> np.ndarray:
+    return digest_column(index, "picture", KEY.itemsize).view(KEY).ravel()[position]
 
 
 def _in_order(index: Path) -> SplitPlan:
@@ -139,9 +142,12 @@ def _shares(rule: SplitRule, own: dict[str, Any]) -> tuple[Fraction, Fraction, F
 
 def _strata(index: Path, position: np.ndarray, free: np.ndarray, picture: np.ndarray, count: int) -> np.ndarray:
     """The stratum of each picture, numbered from the rarest; -1 for a picture with no row to deal out."""
-    source, sources = text_column(index, "source")
+    stratum, sources = text_column(index, "source")
     kind, kinds = text_column(index, "answer_type")
-    stratum = (source * max(len(kinds), 1) + kind)[position][free]
+    stratum *= max(len(kinds), 1)
+    stratum += kind
+    del kind
+    stratum = stratum[position[free]]
     rows = np.bincount(stratum, minlength=len(sources) * len(kinds))
     rank = np.empty(len(rows), np.int32)
     rank[np.lexsort((np.arange(len(rows)), rows))] = np.arange(len(rows))  # ties by name: numbers follow names
@@ -157,8 +163,7 @@ def _deal(pictures: np.ndarray, stratum: np.ndarray, seed: int, shares: Sequence
     chosen = np.flatnonzero(stratum >= 0)
     if not len(chosen):
         return dealt
-    keys = pictures.view(np.uint8).reshape(-1, KEY)
-    lot = np.fromiter((_lot(seed, keys[one].tobytes()) for one in chosen), np.uint64, len(chosen))
+    lot = np.fromiter((_lot(seed, pictures[one].tobytes()) for one in chosen), np.uint64, len(chosen))
     order = chosen[np.lexsort((lot, stratum[chosen]))]
     _, first, counts = np.unique(stratum[order], return_index=True, return_counts=True)
     place = np.arange(len(order)) - np.repeat(first, counts)  # in its stratum, by lot
