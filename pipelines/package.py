@@ -7,11 +7,11 @@ from pathlib import Path
 
 from vqa_grpo.contract.failure import StepError
 
-PIPELINES = {"train": "train_pipeline", "retrain": "retrain_pipeline"}
+PIPELINES = {"train": "train_pipeline", "retrain": "retrain_pipeline", "data": "data_pipeline"}
 
 
 def package(out: Path, steps_image: str, trainer_image: str) -> list[Path]:
-    """Write train.yaml and retrain.yaml into `out`; the same inputs give the same bytes.
+    """Write train.yaml, retrain.yaml and data.yaml into `out`; the same inputs give the same bytes.
 
     Components read their images when they are imported, so each pipeline is compiled in a fresh process.
     """

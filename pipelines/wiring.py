@@ -48,6 +48,11 @@ def train_and_register(resolved: dsl.PipelineTask, trainer_image: Any) -> None:
         _small(register_model(**run), cached=False)
 
 
+def part_of_data(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """One of the tasks that a large data set is split into."""
+    return _small(task, cached=True)
+
+
 def check(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """A small question that must be asked anew in every run."""
     return _small(task, cached=False)

@@ -17,8 +17,7 @@ import datasets
 import pytest
 from PIL import Image, ImageDraw
 
-from vqa_grpo.data.checks import Problem
-from vqa_grpo.data.checks import CODES
+from vqa_grpo.data.checks import CODES, Problem
 from vqa_grpo.data.pictures import Look, look
 from vqa_grpo.data.rules import Rules
 

@@ -415,7 +415,7 @@ def score_steps(
 
 @app.command("compile")
 def compile_pipelines(
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for train.yaml and retrain.yaml.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder for train.yaml, retrain.yaml and data.yaml.")],
     steps_image: Annotated[str, typer.Option(help="Image of the CPU steps, best by digest.")] = "",
     trainer_image: Annotated[str, typer.Option(help="Image of training and evaluation, best by digest.")] = "",
 ) -> None:

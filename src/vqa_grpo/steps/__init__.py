@@ -6,7 +6,7 @@ Results that depend on their inputs alone (the converted data, the embedded base
 """
 
 from vqa_grpo.steps.data import Converted, Validated, convert_dataset, validate_dataset
-from vqa_grpo.steps.data_parts import conclude_validation, convert_part, merge_parts, scan_part
+from vqa_grpo.steps.data_parts import conclude_validation, convert_part, list_parts, merge_parts, scan_part
 from vqa_grpo.steps.data_plan import DataPlan, open_source
 from vqa_grpo.steps.decide import Decided, decide_promotion, needs_training
 from vqa_grpo.steps.evaluate import Evaluated, evaluate_models, predict_to
@@ -35,6 +35,7 @@ __all__ = [
     "evaluate_models",
     "finish_run",
     "guarded",
+    "list_parts",
     "merge_parts",
     "needs_training",
     "open_source",

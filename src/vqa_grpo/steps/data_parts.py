@@ -17,6 +17,13 @@ from vqa_grpo.steps.shared import once
 from vqa_grpo.storage import publish
 
 
+def list_parts(parts: int) -> list[int]:
+    """The numbers of the parts, for a loop over them."""
+    if parts < 1:
+        raise ConfigurationError(f"parts {parts}: give at least 1")
+    return list(range(parts))
+
+
 def scan_part(data_config: str, checks: str, fingerprint: str, root: str, code: str, part: int, parts: int) -> str:
     """Look at the rows of one part; the URI of what was found."""
     from vqa_grpo.data.scan import scan

@@ -12,7 +12,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import lcm
 from typing import NamedTuple
@@ -30,10 +30,11 @@ class Component(NamedTuple):
     columns: Mapping[str, str] = {}
 
 
+@dataclass(frozen=True)
 class _Placed(Part):
     """A part of the mixture as one of its sources sees it: `place` gives a row's number in the mixture."""
 
-    place: Callable[[int], int]
+    place: Callable[[int], int] = int
 
     def takes(self, number: int) -> bool:
         return super().takes(self.place(number))
@@ -102,9 +103,7 @@ def _numbered(
     if not component.source.exact:
         yield from component.source.read(split, WHOLE)
         return
-    placed = _Placed(*part)
-    placed.place = place
-    yield from component.source.read(split, placed)
+    yield from component.source.read(split, _Placed(part.index, part.count, part.limit, place))
 
 
 # --- in turn by weight ------------------------------------------------------------------------------------------
