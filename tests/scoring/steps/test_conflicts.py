@@ -41,6 +41,7 @@ KINDS = [
     ("shape", "a blue circle", "a blue rectangle"),
     ("weekday", "It is on Monday.", "It is on Friday."),
     ("month", "in July", "in August 2010"),
+    ("month", "It opened in March.", "It opened in May 2010."),
     ("ordinal", "the second column", "the 3rd column"),
     ("label", "The answer is option A.", "The answer is option B."),
     ("text", "The logo reads NOKIA.", "The logo reads SAMSUNG."),

@@ -50,7 +50,11 @@ _WORDINGS = [
     rf"(?:(?:there is |there are |theres |i have )?(?:not|no)|i do not have|i dont have|there isnt|there arent)"
     rf" {_ENOUGH}{_FROM}{_TO}{_FROM}",
     rf"(?:there is |theres )no way{_TO}{_FROM}",
-    r"no (?:information|info|data) (?:is )?(?:available|given|provided)",
+    # "No data" alone is what a map's legend says.
+    rf"(?:(?:no|lack of) (?:information|info)|no data (?:is )?(?:available|given|provided)){_FROM}",
+    r"no (?:information|info) is (?:available|given|provided)",
+    rf"(?:(?:given|provided|available) )?{_KNOWLEDGE} (?:is|are) (?:insufficient|inadequate|missing"
+    rf"|not (?:sufficient|enough|{_UNSAID})){_FROM}{_TO}{_FROM}",
     rf"(?:{_ASKED} )?{_CANNOT} be {_DECIDED}{_FROM}",
     rf"(?:i |we |you )?{_CANNOT} {_DECIDE}{_WHAT}{_FROM}",
     rf"(?:i |we )?(?:do not|dont) know{_WHAT}{_FROM}",

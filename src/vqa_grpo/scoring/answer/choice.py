@@ -14,11 +14,15 @@ from vqa_grpo.scoring.answer.normal import Match, plain, tidy
 
 LETTERS = string.ascii_uppercase
 _LABELLED = re.compile(r"[(\[]?([A-Za-z]|\d{1,2})(?:[)\]]\s*[.:]?|[.:](?=\s))\s*(\S.*)", re.DOTALL)
-_LETTER = re.compile(r"(?:(?:option|choice|answer|letter)\s*:?\s*)?[(\[]?([A-Za-z]|\d{1,2})[)\].:]{0,2}", re.IGNORECASE)
+_LETTER = re.compile(
+    r"(?:(?:option|choice|answer|letter)\s*:?\s*)?[(\[]?([A-Za-z]|\d{1,2})[)\].:,;!]{0,2}", re.IGNORECASE
+)
 _LETTER_AND_TEXT = re.compile(
     r"(?:(?:option|choice|answer|letter)\s*:?\s*)?[(\[]?([A-Za-z]|\d{1,2})(?:[)\]][.:]?\s*|[.:]\s+|\s+-\s+|\s*=\s*)(\S.*)",
     re.DOTALL | re.IGNORECASE,
 )
+# Only where the text can be compared with the option: "B, C, D" names three letters.
+_LETTER_BESIDE_TEXT = re.compile(r"([A-Za-z])(?:,\s*|\s+(?=\(.*\)\Z))(\S.*)", re.DOTALL)
 _TEXT_AND_LETTER = re.compile(r"(\S.*?)\s*[(\[]([A-Za-z])[)\]]\.?", re.DOTALL)
 _ANOTHER = re.compile(  # a second letter, or doubt, beside the first
     r"(?<![A-Za-z])[(\[]?[A-Ja-j][)\]]|(?<![A-Za-z])[A-J]\s*[.:=](?=\s|$)|^\W*[A-J]\W*$"
@@ -120,7 +124,9 @@ class Menu:
         """
         text = tidy(text)
         letter = _LETTER.fullmatch(text)
-        both = None if letter or self._spelled(text) else _LETTER_AND_TEXT.fullmatch(text)
+        both = None
+        if not letter and not self._spelled(text):
+            both = _LETTER_AND_TEXT.fullmatch(text) or _LETTER_BESIDE_TEXT.fullmatch(text)
         if both and self._by_label(both[1]):
             # Before anything else: without its bracket, the "A" of "A) bird" would be an article and "bird" the answer.
             agreed = self._by_label(both[1]) & self._by_text(tidy(both[2]))

@@ -14,6 +14,7 @@ MAX_ITEMS = 32
 MAX_ITEM_WORDS = 5
 # A comma before exactly three digits belongs to a number.
 _BETWEEN = re.compile(r" ?(?:;|,(?!(?<=\d,)\d{3}(?!\d))| & |(?<!\w)and(?!\w)) ?", re.IGNORECASE)
+_BULLET = re.compile(r"^[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+", re.MULTILINE)
 _IN_ORDER = re.compile(r" ?(?:->|→|=>|\bthen\b) ?| > ", re.IGNORECASE)
 _NUMBER = r"[+-]?\d*\.?\d+(?:/\d+)?"
 _POINT = re.compile(rf"\( ?{_NUMBER}(?: ?[,;] ?{_NUMBER}){{1,3}} ?\)")
@@ -49,6 +50,8 @@ def items(text: str) -> list[str]:
     >>> items("red, blue and green"), items("(5, 3)"), items("[(5, 3), (1, 2)]")
     (['red', 'blue', 'green'], ['5', '3'], ['(5, 3)', '(1, 2)'])
     """
+    if "\n" in text:
+        text = _BULLET.sub("", text)
     text = " ".join(text.replace("\n", ";").replace("\x1f", " ").split())  # single spaces keep the expressions linear
     if is_point(text):
         return [tidy(part) for part in re.split("[,;]", text.strip(" ().")) if part.strip()]

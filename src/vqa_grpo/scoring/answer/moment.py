@@ -32,6 +32,8 @@ _MONTHS = [
 _MONTH = {name[:n]: i + 1 for i, name in enumerate(_MONTHS) for n in (3, len(name))} | {"sept": 9}
 _DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 _DAY = {name[:n]: name for name in _DAYS for n in (3, len(name))} | {"tues": "tuesday", "thurs": "thursday"}
+# Short names that are no word of another kind.
+_SURE = (_MONTH.keys() | _DAY.keys()) - {"mar", "mon", "wed", "sat", "sun"}
 _M, _D, _Y = rf"({'|'.join(sorted(_MONTH, key=len, reverse=True))})\.?", r"(\d{1,2})(?:st|nd|rd|th)?", r"(\d{4}|'\d{2})"
 _CENTURIES = r"(1[89]\d{2}|20\d{2})"  # what else stands beside a month of one or two digits may be anything
 _FORMS = [
@@ -52,7 +54,8 @@ _CLOCK = re.compile(
     r"(?: o'?clock)?(?:\s*(a|p)\.?m\.?)?(?:\s*(?:hrs?|hours))?"
 )
 _SPOKEN = re.compile(
-    r"(?:at )?(?:(half|quarter|a quarter|[a-z-]+)(?: minutes)? (past|to) ([a-z]+|\d{1,2})|([a-z]+) o'?clock)"
+    r"(?:at )?(?:(half|quarter|a quarter|[a-z-]+|\d{1,2}(?= minutes| past))(?: minutes)? (past|to) ([a-z]+|\d{1,2})"
+    r"|([a-z]+) o'?clock)"
     r"(?:\s*(a|p)\.?m\.?)?"
 )
 _TIME = r"(\S*\d:\d\d\S*(?: ?[ap]\.?m\.?)?|\d{1,2} ?[ap]\.?m\.?)"
@@ -86,9 +89,9 @@ class Moment(NamedTuple):
 
 
 def is_gold(gold: str) -> bool:
-    """A full date or time, or the full name of a month or weekday: "sun" and "mar" may be something else."""
+    """A full date or time, or the name of a month or weekday, full or short: "sun" and "mar" may be something else."""
     moment = read(gold)
-    return moment is not None and (not moment.name or plain(gold) == moment.name)
+    return moment is not None and (not moment.name or plain(gold) in _SURE)
 
 
 def match(prediction: str, gold: str) -> Match:
@@ -140,7 +143,7 @@ def _read(text: str) -> Moment | None:
         text = (text[: found.start()] + text[found.end() :]).removeprefix("at ")
     if clock := _clock(text):
         return Moment(clock=clock, weekday=day)
-    if dates := _dates(text):
+    if dates := _dates(re.sub(r"^(?:on|in) ", "", text)):
         return Moment(dates, weekday=day)
     if both := _BOTH.fullmatch(text):
         dates, clock = _dates(both[1] or both[4]), _clock(both[2] or both[3])
@@ -182,7 +185,7 @@ def _clock(text: str) -> Clock | None:
 
 
 def _minutes(words: str) -> int:
-    values = [SMALL.get(word, -99) for word in words.split("-")]
+    values = [int(word) if word.isdigit() else SMALL.get(word, -99) for word in words.split("-")]
     return sum(values) if len(values) <= 2 and 0 < sum(values) < 60 else -1
 
 

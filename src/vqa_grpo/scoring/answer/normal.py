@@ -28,13 +28,14 @@ _UNSEEN = [0xAD, 0x34F, 0x61C, 0x17B4, 0x17B5, 0xFEFF, *_span(0x180B, 0x180F, 0x
 _UNSEEN += _span(0x2060, 0x206F, 0xFE00, 0xFE0F, 0xFFF0, 0xFFFB, 0xE0000, 0xE007F, 0xE0100, 0xE01EF)
 _BLANK = [*_span(0, 8, 0xE, 0x1B, 0x7F, 0x84, 0x86, 0x9F, 0x115F, 0x1160), 0x2800, 0x3164, 0xFFA0]
 _SAME: dict[int, str | None] = dict.fromkeys(_UNSEEN) | dict.fromkeys(_BLANK, " ")
-for _written, _one in (("−‐‑‒–—﹣－", "-"), ("‘’ʼ′`´", "'"), ("“”„″", '"')):
+for _written, _one in (("−‐‑‒–—﹣－", "-"), ("‘’ʼ′`´", "'"), ("“”„″", '"'), ("º˚", "°")):
     _SAME |= dict.fromkeys(map(ord, _written), _one)
 _SUPERSCRIPT = re.compile("[⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _AFTER_DIGIT = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞↉])")
 _LEAD_IN = re.compile(
-    r"(?:(?:so|thus|therefore|hence),?\s+)?(?:the|my)?\s*(?:final|correct|right|best)?\s*answer"
+    r"(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the|my)?\s*(?:final|correct|right|best)?\s*answer"
+    r"|the (?:correct|right|best) (?:option|choice))"
     r"\s*(?:is|:|=|would be)\s*:?\s*(?=\S)",
     re.IGNORECASE,
 )
@@ -68,7 +69,8 @@ def without_lead_in(text: str) -> str:
 _DROPPED = re.compile(
     r"""(?<!\d)[.,:](?!\d)|(?<=\d)[.,:](?!\d)|(?<!\d)[,:](?=\d)|(?<=[^\W\d])\.(?=\d)|[!?;"'()\[\]{}|\\]"""
 )
-_SPACED = re.compile(r"(?<=\w)-(?!\d)|(?<=[^\W\d])-|(?<!\w)-(?!\d)|[_~…·•]")
+# A hyphen between words is a space; at the end of a letter it is a grade or a charge (A-, O-), before one a sign (-x).
+_SPACED = re.compile(r"(?<=\w)-(?!\d|\Z)|(?<=[^\W\d])-(?!\Z)|(?<=\w\w)-\Z|(?<!\w)-(?!\d|\w\Z)|[_~…·•]")
 _RANGE = re.compile(r"(?<=[\d%]) (?:-|to) (?=[$€£]?\d)|(?<=\d) -(?=\d)|(?<=\d)- (?=\d)")
 _RATIO = re.compile(r"(?<=\d) : (?=\d)")
 _ARTICLES = re.compile(r"(?<!\S)(?:[Tt]he|THE|[Aa]n|AN|a)(?=\s+\S)|^A(?=\s+[a-z])")

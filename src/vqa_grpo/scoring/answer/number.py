@@ -24,7 +24,7 @@ _MAX_EXPONENT = 300
 
 _HEDGE = re.compile(
     r"(?:about|approximately|approx\.?|around|roughly|circa|ca\.|nearly|~|≈|exactly|a total of|the(?= )|#"
-    r"|(?:no\.|number)(?= ?\d))\s*",
+    r"|(?:no\.|number)(?= ?\d)|number (?=[a-z]+\Z))\s*",
     re.IGNORECASE,
 )
 # The 1990s and the 90s: ten years and no number of seconds, unless the gold answer is a time.
@@ -42,7 +42,7 @@ _CURRENCY_WORDS = {
     **dict.fromkeys(("krw", "won"), "KRW"),
     **_CURRENCY_SIGNS,
 }
-_CURRENCY = re.compile(r"(US\$|[$€£¥₹₩]|Rs\.?(?=\s|\d)|(?:USD|EUR|GBP|JPY|INR|CNY|KRW)(?![A-Z]))\s*", re.IGNORECASE)
+_CURRENCY = re.compile(r"(US\$|[$€£¥₹₩]|Rs\.?(?=\s|\d)|(?:USD|EUR|GBP|JPY|INR|CNY|RMB|KRW)(?![A-Z]))\s*", re.IGNORECASE)
 _BODY = re.compile(
     r"(?:(?P<whole>\d{1,9})\s+(?=\d+\s*/))?"
     r"(?:(?P<top>\d{1,9})\s*/\s*(?P<bottom>\d{1,9})(?![\d.,/])"
@@ -92,12 +92,14 @@ class Quantity:
     unit: units.Unit = ()
 
     def __str__(self) -> str:
-        plain_decimal = self.value.denominator > 1 and not _is_endless(self.value)
-        text = f"{float(self.value):.12g}" if plain_decimal else str(self.value)
+        percent = self.kind == "percent"
+        value = self.value * 100 if percent else self.value
+        plain_decimal = value.denominator > 1 and not _is_endless(value)
+        text = f"{float(value):.12g}" if plain_decimal else str(value)
         if len(text) > 40:
             text = text[:36] + "…"
         of = self.of or " ".join(name if power == 1 else f"{name}^{power}" for name, power in self.unit)
-        return f"{text} {of}".strip()
+        return f"{text}{'%' if percent else ' ' + of}".strip()
 
 
 def is_gold(gold: str) -> bool:
@@ -240,7 +242,7 @@ def read(text: str, depth: int = 0) -> Quantity | None:
 
 @functools.lru_cache(maxsize=4096)  # one prediction is compared with every option
 def _read(text: str, depth: int) -> Quantity | None:
-    if text.endswith((".", "!")):
+    if text.endswith((".", ",", ";", "!")):
         text = text[:-1].rstrip()
     if _LONG_DECADE.fullmatch(text):
         return None

@@ -47,7 +47,7 @@ day|d|
 week|wk wks|
 month|mo mos|
 year|yr yrs|
-decade||
+calendar_decade||decade
 century||centuries
 liter|l L|litre
 milliliter|ml mL|millilitre
@@ -127,12 +127,13 @@ _WORDS |= {"degree celsius": "degree_Celsius", "degrees celsius": "degree_Celsiu
 _WORDS |= {"degrees centigrade": "degree_Celsius", "miles per hour": "mile_per_hour", "degrees f": "degree_Fahrenheit"}
 _WORDS |= {"degree fahrenheit": "degree_Fahrenheit", "degrees fahrenheit": "degree_Fahrenheit"}
 _WORDS |= {"kilometers per hour": "kilometer_per_hour", "kilometres per hour": "kilometer_per_hour"}
-_WORDS |= {"fl oz": "fluid_ounce", "feet": "foot"}
+_WORDS |= {"deg c": "degree_Celsius", "deg f": "degree_Fahrenheit"}
+_WORDS |= {"fl oz": "fluid_ounce", "mm hg": "mmHg", "feet": "foot"}
 
 _POWER_WORDS = {"square": 2, "sq": 2, "sq.": 2, "squared": 2, "cubic": 3, "cu": 3, "cu.": 3, "cubed": 3}
 _FACTOR = re.compile(r"(.*?[^\d^*])\s*(?:(?:\^|\*\*)?(-?[1-4]))?")
 # Counting them is what the question asks for, so a prediction may leave them out.
-COUNTED = {"year", "month", "week", "day", "decade", "century", "degree", "pixel", "bit", "byte"}
+COUNTED = {"year", "month", "week", "day", "calendar_decade", "century", "degree", "pixel", "bit", "byte"}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -212,4 +213,6 @@ def _pint_unit(unit: Unit) -> Any:
 def _registry() -> Any:
     import pint
 
-    return pint.UnitRegistry(cache_folder=None)
+    registry: Any = pint.UnitRegistry(cache_folder=None)
+    registry.define("calendar_decade = 10 * year")  # pint's own decade is a ratio of ten
+    return registry

@@ -148,6 +148,8 @@ for _group, _members in _GROUPS.items():
     for _entry in _members.split():
         _alias, _, _meaning = _entry.partition(":")
         _MEANING[_alias] = (_group, _meaning or _alias)
+# With a capital inside a sentence two more words are months.
+_CAPITAL_MONTH = re.compile(r"(?<=[a-z0-9,] )(March|May)\b")
 _COLOURS = frozenset(alias for alias, (group, _) in _MEANING.items() if group == "colour")
 
 _DIRECTIONS = {
@@ -350,6 +352,8 @@ def facts(step: str) -> Facts:
                 if group == "colour" and following and following not in FUNCTION_WORDS:
                     bound.setdefault(stem(following), set()).add(meaning)
                 break
+    for month in _CAPITAL_MONTH.findall(step):
+        groups.setdefault("month", set()).add(month.casefold())
     places = words(_NOT_A_PLACE.sub(" ", lower))
     before, after = _around_relation(lower)
     negated, denied, heads, asserted = _polarity(lower)
