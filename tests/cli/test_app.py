@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ MODELS = ["train", "evaluate", "compare", "register", "models", "promote", "roll
 GRADING = ["grade", "parse", "score-steps"]
 CLUSTER = ["compile", "render-job", "submit", "schedule"]
 VERBS = [*WHOLE_RUN, *DATA, *MODELS, *GRADING, *CLUSTER, "doctor"]
-LATER = ["inspect x", "submit", "schedule"]
+LATER = ["submit", "schedule"]
 
 
 # --- help -----------------------------------------------------------------------------------------------------------
@@ -103,11 +104,13 @@ def test_resolving_for_programs(cli, source):
 
 def test_validating_and_converting_for_programs(cli, source, tmp_path):
     figures = answer(cli, "validate", source, "--out", tmp_path / "report")
-    assert figures == {"rows": 42, "valid": 42, "by_code": {}}
-    assert (tmp_path / "report" / "report.md").is_file()
+    assert (figures["rows"], figures["valid"], figures["invalid_by_code"]) == (42, 42, {})
+    assert figures["splits"] == {"train": 30, "test": 12}
+    assert {path.name for path in (tmp_path / "report").iterdir()} >= {"report.md", "report.html", "quarantine.jsonl"}
     made = answer(cli, "convert", source, tmp_path / "converted")
-    assert set(made) == {"digest", "splits", "left_out", "dropped_as_held_out"}
+    assert (made["rows"], made["valid"], made["invalid_by_code"], made["left_out"]) == (42, 42, {}, {})
     assert made["splits"]["test"] == 12
+    assert (tmp_path / "converted" / "report" / "report.html").is_file()
     assert (tmp_path / "converted" / "train" / "dataset_info.json").is_file()
     assert answer(cli, "convert", source, tmp_path / "again")["digest"] == made["digest"]
 
@@ -127,7 +130,7 @@ def test_the_rendered_job_is_yaml_for_as_many_nodes_as_asked(cli):
 def test_compiling_prints_what_it_wrote(cli, tmp_path):
     code, out, err = cli("compile", "-o", tmp_path / "new" / "folder", "--steps-image", "steps@sha256:0")
     assert code == 0, err
-    assert [Path(line).name for line in out.splitlines()] == ["train.yaml", "retrain.yaml"]
+    assert [Path(line).name for line in out.splitlines()] == ["train.yaml", "retrain.yaml", "data.yaml"]
     assert "steps@sha256:0" in (tmp_path / "new" / "folder" / "train.yaml").read_text()
 
 
@@ -204,39 +207,67 @@ def test_bad_rows_fail_validation_after_the_figures_were_given(cli, make_rows, s
     rows[0]["image"] = {"bytes": b"no picture", "path": None}
     folder = save_rows(tmp_path / "set", {"train": rows})
     code, out, err = cli("validate", folder, "--json")
-    assert (code, json.loads(out)["by_code"]) == (65, {"image_undecodable": 1})
+    assert (code, json.loads(out)["invalid_by_code"]) == (65, {"image_undecodable": 1})
     assert err.splitlines()[-1].startswith("error: 1 of 4 rows")
     assert cli("validate", folder, "--json", "--max-invalid-fraction", "0.5")[0] == 0
 
 
 def test_converting_never_writes_over_anything(refused, source, tmp_path):
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "own.txt").write_text("mine")
     assert "exists already: name a new folder" in refused(78, "convert", source, tmp_path / "there")
-    assert list((tmp_path / "there").iterdir()) == []
+    assert [path.name for path in tmp_path.glob("there*/*")] == ["own.txt"]
 
 
-def test_a_conversion_that_breaks_leaves_nothing_behind(refused, source, tmp_path, monkeypatch):
-    import errno
-
-    from vqa_grpo.data import convert
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(convert._SplitWriter, "_flush", full)
-    (tmp_path / "here").mkdir()
-    assert "disk full while writing a file: free some space" in refused(
-        75, "convert", source, tmp_path / "here" / "out"
-    )
-    assert list((tmp_path / "here").iterdir()) == []
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_is_called_one(refused, source, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "report.json").symlink_to("/dev/full")
+def test_a_conversion_that_breaks_leaves_no_data_set_and_goes_on_when_asked_again(
+    cli, refused, source, tmp_path, monkeypatch
+):
+    whole = answer(cli, "convert", source, tmp_path / "other")
+    with monkeypatch.context() as broken:
+        broken.setattr("vqa_grpo.data.arrow_shards.ShardWriter._flush", full)
+        said = refused(75, "convert", source, tmp_path / "out")
+    assert "disk full while writing a file: free some space" in said
+    assert not {"conversion.json", "dataset_dict.json"} & {path.name for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr("vqa_grpo.data.validate.validate", full)  # done already, and so not done again
+    assert answer(cli, "convert", source, tmp_path / "out")["digest"] == whole["digest"]
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
+
+
+def test_a_full_disk_is_called_one(refused, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("vqa_grpo.data.index.IndexWriter._flush", full)
     assert "disk full while writing a file: free some space" in refused(
         75, "validate", source, "--out", tmp_path / "out"
     )
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_parts_of_a_data_set_put_together_are_the_whole(cli, source, tmp_path):
+    whole = answer(cli, "convert", source, tmp_path / "whole")
+    report, out = tmp_path / "report", tmp_path / "out"
+    for part in ("0/2", "1/2"):
+        assert answer(cli, "validate", source, "--out", report, "--shard", part) == {"shard": part}
+    assert answer(cli, "validate", source, "--out", report, "--merge", "2")["rows"] == 42
+    for part in ("0/2", "1/2"):
+        cli("convert", source, out, "--report", report, "--shard", part)
+    merged = answer(cli, "convert", source, out, "--report", report, "--merge", "2")
+    assert (merged["digest"], merged["splits"]) == (whole["digest"], whole["splits"])
+
+
+def test_a_part_is_written_as_one_of_how_many(refused, source, tmp_path):
+    for wrong in ("2", "2/2", "-1/2", "a/b"):
+        assert "write it as i/n" in refused(78, "validate", source, "--out", tmp_path / "out", "--shard", wrong)
+    assert "--shard and --merge need --out" in refused(78, "validate", source, "--shard", "0/2")
+    assert "--shard and --merge need --report" in refused(78, "convert", source, tmp_path / "out", "--merge", "2")
+
+
+def test_inspecting_writes_a_page(cli, source, tmp_path):
+    code, out, err = cli("inspect", source, "--out", tmp_path / "page.html", "--rows", "5")
+    assert (code, out.strip()) == (0, str(tmp_path / "page.html")), err
+    assert "data:image/" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize("place", ["a file/below", "/proc/nowhere/below"])

@@ -30,6 +30,10 @@ def validate(run: steps.Resolved) -> steps.Validated:
     return steps.validate_dataset(run.data_config, run.checks, run.fingerprint, run.root, run.code)
 
 
+def convert(run: steps.Resolved) -> steps.Converted:
+    return steps.convert_dataset(*inputs(run), validate(run).report_uri)
+
+
 # --- the data steps -------------------------------------------------------------------------------------------------
 
 
@@ -48,18 +52,18 @@ def test_reference_steps_are_looked_at_only_for_a_reward_that_uses_them(resolve,
     uris = [validate(run).report_uri for run in (plain, with_steps)]
     assert [uri.rpartition("/")[2] for uri in uris] == ["validate", "validate-with-steps"]
     assert uris[0].rpartition("/")[0] == uris[1].rpartition("/")[0]
-    first = steps.convert_dataset(*inputs(plain))
+    first = convert(plain)
     monkeypatch.setattr("vqa_grpo.data.convert.convert", broken)
-    assert steps.convert_dataset(*inputs(with_steps)) == first
+    assert convert(with_steps) == first
 
 
 def test_data_is_converted_once_and_other_settings_take_it_as_it_is(resolve, monkeypatch):
-    first = steps.convert_dataset(*inputs(resolve()))
+    first = convert(resolve())
     assert sum(first.splits.values()) == 42
     assert first.splits["test"] == 12  # the source's own
     made = publish.get(first.dataset_uri)
     monkeypatch.setattr("vqa_grpo.data.convert.convert", broken)
-    assert steps.convert_dataset(*inputs(resolve("train.max_steps=1"))) == first
+    assert convert(resolve("train.max_steps=1")) == first
     assert publish.get(first.dataset_uri) == made
 
 
@@ -71,7 +75,7 @@ def test_other_code_other_splits_or_another_source_convert_anew(resolve, source,
         resolve("data.split_seed=1"),
         resolve(f"data.source={json.dumps(str(copy))}"),
     ]
-    made = [steps.convert_dataset(*inputs(run)) for run in runs]
+    made = [convert(run) for run in runs]
     assert len({one.dataset_uri for one in made}) == 4
     assert made[0].digest == made[1].digest == made[3].digest  # the same rows in the same splits
     assert made[0].digest != made[2].digest
@@ -81,7 +85,7 @@ def test_a_source_that_changed_under_the_run_is_refused_and_nothing_is_published
     copy = shutil.copytree(source, tmp_path / "copy")
     run = resolve(f"data.source={json.dumps(str(copy))}")
     (copy / "test" / "state.json").touch()
-    for step in (validate, lambda run: steps.convert_dataset(*inputs(run))):
+    for step in (validate, lambda run: convert(run)):
         with pytest.raises(ConfigurationError, match="changed since this run looked at it"):
             step(run)
     assert not list((tmp_path / "out").rglob("READY"))
@@ -97,11 +101,11 @@ def test_too_many_unusable_rows_fail_the_step_again_and_again(resolve, make_rows
         with pytest.raises(DataError, match=r"1 of 10 rows .* most often answer_empty, e.g. row train/00000003"):
             validate(run)
     (quarantine,) = (tmp_path / "out").rglob("quarantine.jsonl")
-    assert json.loads(quarantine.read_text())["code"] == "answer_empty"
+    assert [problem["code"] for problem in json.loads(quarantine.read_text())["problems"]] == ["answer_empty"]
     lenient = resolve(f"data.source={folder}", "data.max_invalid_fraction=0.1")
     assert lenient.data_config == run.data_config  # the same rows, and so the same report of them
     assert validate(lenient).invalid == 1
-    assert steps.convert_dataset(*inputs(lenient)).splits != {}
+    assert convert(lenient).splits != {}
 
 
 def broken(*_: Any, **__: Any) -> Any:
@@ -304,7 +308,7 @@ def evaluated(resolve, monkeypatch, tmp_path) -> Callable[[str], steps.Resolved]
         stand_in.WANTED = {"letters": {"base": "-", "tuned": tuned}, "registry": str(tmp_path)}
         stand_in.install()
         run = resolve(run_id="r")
-        dataset_uri = steps.convert_dataset(*inputs(run)).dataset_uri
+        dataset_uri = convert(run).dataset_uri
         trained = steps.train_model(run.config, "r", run.root, dataset_uri, "base")
         steps.evaluate_models(run.config, "r", run.root, dataset_uri, "base", trained.model_uri)
         return run

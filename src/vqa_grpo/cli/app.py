@@ -217,7 +217,7 @@ def convert(
     made, found = data.convert(plan, out, shard, merge, report)
     splits = ", ".join(f"{split} {count:,}" for split, count in made.splits.items())
     lost = sum(made.left_out.values())
-    note = f"; {lost:,} unusable rows left out: {out}/validation/quarantine.jsonl" if lost else ""
+    note = f"; {lost:,} unusable rows left out: {out}/report/quarantine.jsonl" if lost else ""
     _say(data.figures(made, found), as_json, f"{out}: {splits}; digest {made.digest[:16]}{note}")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vqa_grpo.data.source import Source
     from vqa_grpo.report.data import DataReport
 
-VALIDATION = "validation"
+REPORT_FOLDER = "report"  # not "validation", which is a split
 
 
 def plan_of(source: str, config: str, settings: list[str], wants_steps: bool = True) -> DataPlan:
@@ -76,6 +76,7 @@ def convert(plan: DataPlan, out: Path, shard: str, merge: int, report: Path | No
     A part needs the `report` folder of the whole source's validation. Raises DataError where the rules refuse the
     data, before anything is converted.
     """
+    from vqa_grpo.data.convert import WORK
     from vqa_grpo.data.converted import CONVERSION
     from vqa_grpo.data.scan import INDEX
     from vqa_grpo.data.validate import refuse_if_bad
@@ -85,6 +86,8 @@ def convert(plan: DataPlan, out: Path, shard: str, merge: int, report: Path | No
         raise ConfigurationError("--shard and --merge need --report, the folder of the whole source's validation")
     if (out / CONVERSION).exists():
         raise ConfigurationError(f"{out} is a converted data set already: name a new folder")
+    if out.exists() and not (out.is_dir() and ((out / WORK).is_dir() or not any(out.iterdir()))):
+        raise ConfigurationError(f"{out} exists already: name a new folder")
     source = open_source(plan.data)
     with _validation(plan, source, out, report) as checked:
         found = DataReport.from_dict(json.loads((checked / "report.json").read_text(encoding="utf-8")))
@@ -115,7 +118,7 @@ def _validation(plan: DataPlan, source: Source, out: Path, report: Path | None) 
             raise ConfigurationError(f"--report {report} holds no {REPORT}: validate the source with --out {report}")
         yield report
         return
-    beside = out.with_name(f"{out.name}.{VALIDATION}")
+    beside = out.with_name(f"{out.name}.{REPORT_FOLDER}")
     made_of = json.dumps([plan.data_config, plan.checks, source.fingerprint])
     mark = beside / "made_of.json"
     if not (mark.is_file() and mark.read_text(encoding="utf-8") == made_of):
@@ -124,7 +127,7 @@ def _validation(plan: DataPlan, source: Source, out: Path, report: Path | None) 
         mark.write_text(made_of, encoding="utf-8")
     yield beside
     mark.unlink()
-    beside.rename(out / VALIDATION)
+    beside.rename(out / REPORT_FOLDER)
 
 
 def _part_folder(out: Path, part: Part) -> Path:

@@ -16,9 +16,12 @@ from PIL import Image
 from vqa_grpo.contract.failure import DataError
 from vqa_grpo.contract.record import Record
 from vqa_grpo.data import validate
-from vqa_grpo.data.convert import SplitRule, convert, read_records
+from vqa_grpo.data.convert import convert
+from vqa_grpo.data.converted import read_records
+from vqa_grpo.data.rules import Rules
 from vqa_grpo.data.source import WHOLE, Part, Unreadable
 from vqa_grpo.data.sources import open_place
+from vqa_grpo.data.splits import SplitRule
 from vqa_grpo.storage.store import open_store
 
 Save, Table, Encoded = Callable[..., str], Callable[..., datasets.Dataset], Callable[..., bytes]
@@ -44,10 +47,10 @@ def test_the_guides_own_example_is_read_validated_and_converted(save: Save, tmp_
         "source": ["textvqa"],
     }
     source = open_place(save(datasets.Dataset.from_dict(data)))
-    report = validate.validate(source, wants_steps=True)
-    assert (report.total, report.invalid, report.by_code) == (1, 0, {})
+    report = validate.validate(source, Rules(wants_steps=True), tmp_path / "report")
+    assert (report.total, report.invalid, report.warnings_by_code) == (1, 0, {})
     assert report.by_source == {"textvqa": 1}
-    convert(source, SplitRule(0, 0.0, 0.0), tmp_path / "out")
+    convert(source, tmp_path / "report" / "index.parquet", SplitRule(0, 0.0, 0.0), tmp_path / "out")
     (record,) = read_records(tmp_path / "out", "train")
     assert (record.question, record.answer) == ("what is the brand of phone?", "nokia")
     assert record.reference_steps == tuple(steps)
