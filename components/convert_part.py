@@ -25,4 +25,4 @@ def convert_part(
     """
     from vqa_grpo import steps
 
-    return steps.guarded(steps.convert_part)(data_config, fingerprint, root, code, report_uri, part, parts)
+    return steps.guarded(steps.convert_part)(data_config, fingerprint, root, code, report_uri, int(part), parts)

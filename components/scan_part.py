@@ -23,4 +23,4 @@ def scan_part(data_config: str, checks: str, fingerprint: str, root: str, code: 
     """
     from vqa_grpo import steps
 
-    return steps.guarded(steps.scan_part)(data_config, checks, fingerprint, root, code, part, parts)
+    return steps.guarded(steps.scan_part)(data_config, checks, fingerprint, root, code, int(part), parts)

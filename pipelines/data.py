@@ -1,4 +1,7 @@
-"""The data steps alone, in parts that run side by side: for a data set that outgrows one machine."""
+"""The data steps alone, in parts that run side by side: for a data set that outgrows one machine.
+
+Runs on a cluster only: inside a loop, kfp.local 2.16 gives the loop's item to every input of a task.
+"""
 
 from kfp import dsl
 

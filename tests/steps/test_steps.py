@@ -108,6 +108,41 @@ def test_too_many_unusable_rows_fail_the_step_again_and_again(resolve, make_rows
     assert convert(lenient).splits != {}
 
 
+def test_parts_give_what_the_whole_would_and_a_run_takes_their_result(resolve, tmp_path, monkeypatch):
+    whole, run = resolve(code="a"), resolve(code="b")
+    checked, converted = validate(whole), convert(whole)
+    for part in steps.list_parts(2):
+        steps.scan_part(run.data_config, run.checks, *inputs(run)[1:], part, 2)
+    in_parts = steps.conclude_validation(run.data_config, run.checks, *inputs(run)[1:], 2)
+    assert (in_parts.markdown, in_parts.html) == (checked.markdown, checked.html)
+    for part in steps.list_parts(2):
+        steps.convert_part(*inputs(run), in_parts.report_uri, part, 2)
+    merged = steps.merge_parts(*inputs(run), 2)
+    assert (merged.digest, merged.splits) == (converted.digest, converted.splits)
+    monkeypatch.setattr("vqa_grpo.data.validate.validate", broken)
+    monkeypatch.setattr("vqa_grpo.data.convert.convert", broken)
+    assert (validate(run), convert(run)) == (in_parts, merged)
+
+
+@pytest.mark.parametrize(("part", "parts"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_part_that_there_is_not_is_refused(resolve, part, parts):
+    run = resolve()
+    with pytest.raises(ConfigurationError, match=f"part {part} of {parts}"):
+        steps.scan_part(run.data_config, run.checks, *inputs(run)[1:], part, parts)
+
+
+def test_a_conversion_that_was_broken_off_goes_on(resolve, tmp_path, monkeypatch):
+    monkeypatch.setenv("VQA_GRPO_WORK", str(tmp_path / "work"))
+    run, writer = resolve(), "vqa_grpo.data.arrow_shards.ShardWriter.finish"
+    with monkeypatch.context() as context:
+        context.setattr(writer, broken)
+        with pytest.raises(AssertionError, match="done already"):
+            convert(run)
+    assert len(list((tmp_path / "work").glob("convert-*/.convert"))) == 1
+    assert sum(convert(run).splits.values()) == 42
+    assert not list((tmp_path / "work").glob("convert-*/*"))
+
+
 def broken(*_: Any, **__: Any) -> Any:
     raise AssertionError("this was done already")
 
