@@ -105,9 +105,9 @@ def test_what_is_wrong_with_a_picture_is_reported(
 ) -> None:
     bad, see = encoded("blue"), pictures.look
 
-    def look(data: bytes, rules: Rules) -> Look:
+    def look(data: bytes, rules: Rules, digest: bytes) -> Look:
         assert rules == RULES
-        return replace(see(data, rules), problems=(Problem(code, "look", fatal),) if data == bad else ())
+        return replace(see(data, rules, digest), problems=(Problem(code, "look", fatal),) if data == bad else ())
 
     monkeypatch.setattr(pictures, "look", look)
     report = validate(source_of(train=[record(encoded()), record(bad)]), RULES, tmp_path)

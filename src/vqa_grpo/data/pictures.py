@@ -20,7 +20,6 @@ TIFF or lossy WebP with changed pixel data decodes to another picture, and nobod
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zlib
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from vqa_grpo.contract.picture import FORMATS, MAX_PIXELS, open_picture
 from vqa_grpo.data.checks import Problem
+from vqa_grpo.data.index import picture_digest
 from vqa_grpo.data.rules import Rules
 from vqa_grpo.models.families import FAMILIES, Family
 
@@ -72,9 +72,12 @@ class Look:
     problems: tuple[Problem, ...] = ()
 
 
-def look(data: bytes, rules: Rules) -> Look:
-    """Judge a picture. Never raises; decodes at most MAX_PIXELS, a JPEG at an eighth of its size."""
-    seen = Look(hashlib.sha256(data).digest(), len(data))
+def look(data: bytes, rules: Rules, digest: bytes = b"") -> Look:
+    """Judge a picture. Never raises; decodes at most MAX_PIXELS, a JPEG at an eighth of its size.
+
+    `digest` is its SHA-256, where the caller has it already.
+    """
+    seen = Look(digest or picture_digest(data), len(data))
     if not data:
         return replace(seen, problems=(Problem("image_missing", "the row has no picture"),))
     try:

@@ -23,7 +23,7 @@ from typing import IO, Any
 from vqa_grpo.contract.record import Record, question_text
 from vqa_grpo.data import pictures
 from vqa_grpo.data.checks import Problem, chosen, storable, text_problems
-from vqa_grpo.data.index import IndexWriter, RowFacts, content_digest
+from vqa_grpo.data.index import IndexWriter, RowFacts, content_digest, picture_digest
 from vqa_grpo.data.pictures import Look
 from vqa_grpo.data.rules import Rules
 from vqa_grpo.data.samples import Candidate, Choice
@@ -35,7 +35,7 @@ from vqa_grpo.scoring.answer.normal import MAX_CHARACTERS, plain
 
 INDEX, PROBLEMS, QUARANTINE = "index.parquet", "problems.jsonl", "quarantine.jsonl"
 STATS, SAMPLES = "stats.json", "samples.json"
-REMEMBERED = 4096  # different pictures
+REMEMBERED = 1000  # different pictures; the questions about one mostly stand together
 _UNFINISHED = ".unfinished-"
 AHEAD = 4  # rows under way for each thread
 
@@ -92,7 +92,7 @@ class PictureJudge:
         self._lock = Lock()
 
     def look(self, data: bytes) -> Look:
-        digest = hashlib.sha256(data).digest()
+        digest = picture_digest(data)
         with self._lock:
             known = self._seen.get(digest)
             if known is None:
@@ -104,7 +104,7 @@ class PictureJudge:
         if known is not None:
             return known.result()  # another thread may still be at it
         try:
-            own.set_result(pictures.look(data, self._rules))
+            own.set_result(pictures.look(data, self._rules, digest))
         except BaseException as error:
             own.set_exception(error)
         return own.result()
