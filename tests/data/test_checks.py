@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqa_grpo.contract.record import Record
+from vqa_grpo.data import checks
 from vqa_grpo.data.checks import CODES, MAX_STEP_WORDS, Problem, is_visible, storable, text_problems
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))  # lone surrogates too
@@ -194,3 +197,9 @@ def test_no_text_makes_the_checks_raise(
 @given(ANY_TEXT)
 def test_every_text_has_a_form_that_can_be_stored(text: str) -> None:
     storable(text).encode("utf-8")
+
+
+def test_the_page_about_data_explains_every_code() -> None:
+    page = (Path(checks.__file__).parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (?:fatal|look) \| (.*) \|$", page, re.MULTILINE)
+    assert dict(rows) == CODES
