@@ -345,6 +345,25 @@ def test_a_signal_is_passed_on_once_and_the_work_may_end_in_peace(bench: Bench, 
     assert (bench.folder / "farewell").read_text() == f"{number.name}\n"
 
 
+def test_what_a_worker_says_of_its_checkpoint_when_stopped_is_kept(bench: Bench) -> None:
+    process = bench.start(
+        "from vqa_grpo.contract.failure import RetryError\n"
+        + textwrap.dedent(LISTENS).replace("sys.exit(0)", "raise RetryError('stopped at step 3, checkpoint whole')")
+    )
+    bench.wait_for("ready-0")
+    process.terminate()
+    ended = bench.wait(process)
+    assert (ended.code, ended.said["sentence"]) == (75, "stopped at step 3, checkpoint whole")
+
+
+def test_an_error_that_the_signal_brings_about_does_not_hide_it(bench: Bench) -> None:
+    process = bench.start(textwrap.dedent(LISTENS).replace("sys.exit(0)", "raise KeyError('a worker was killed')"))
+    bench.wait_for("ready-0")
+    process.terminate()
+    ended = bench.wait(process)
+    assert (ended.code, ended.said["sentence"]) == (143, "stopped by SIGTERM")
+
+
 def test_under_torchrun_each_rank_gets_the_signal_once(bench: Bench) -> None:
     process = bench.start(LISTENS, "--processes", "2")
     bench.wait_for("ready-0")

@@ -29,6 +29,8 @@ _LOST_PEER = re.compile(
     r"socket (timeout|closed)|timed out|collective operation timeout|pair closure|recvvalue|wait timeout",
     re.IGNORECASE,
 )
+# gloo's own source line, and its guesses
+_NOISE = re.compile(r"\[/\S+\.(cc|cpp):\d+\] | This is typically caused by.*")
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,9 @@ def fail(error: BaseException) -> None:
             _write("failure", asdict(failure))
 
 
-def finish() -> None:
-    """Show that this rank came to a good end, so that nobody wonders where it went."""
-    with suppress(OSError):
-        _write("done", {"rank": rank()})
-
-
 def diagnose(error: BaseException) -> tuple[FailureReason, str, bool]:
     """Reason, one line for a person, and whether only a peer was lost."""
-    text = " ".join(str(error).split())
+    text = _NOISE.sub("", " ".join(str(error).split()))
     if isinstance(error, StepError):
         return error.reason, text, False
     sentence = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -135,11 +131,6 @@ def failures(folder: Path) -> list[Failure]:
 def beats(folder: Path) -> list[Beat]:
     """Every rank's last sign of life, by rank."""
     return sorted((Beat(**fields) for fields in _read(folder, "beat")), key=lambda found: found.rank)
-
-
-def done(folder: Path) -> set[int]:
-    """The ranks that came to a good end."""
-    return {fields["rank"] for fields in _read(folder, "done")}
 
 
 def _write(kind: str, content: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ _CHUNK = 1 << 16
 _FINISH_SECONDS = 5.0
 
 _PROBLEM = re.compile(r"warn|error|exception|critical|fatal|fail|abort|killed", re.IGNORECASE)
+_TORCHS_OWN = re.compile(r"\[rank\d+\]: ")  # what torch puts before the lines of a traceback
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|Fatal Python error|Current thread 0x|Thread 0x")
 
 
@@ -139,7 +140,8 @@ class Output:
         if self._others == "none":
             return False
         if source.in_traceback:
-            source.in_traceback = not line or line[0] in " \t"  # the first line back at the margin is the exception
+            text = _TORCHS_OWN.sub("", line)
+            source.in_traceback = not text or text[0] in " \t"  # the first line back at the margin is the exception
             return True
         source.in_traceback = bool(_TRACEBACK.search(line))
         return source.in_traceback or bool(_PROBLEM.search(line))

@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,6 +45,7 @@ _LAUNCHER_SECONDS = 5.0  # for torchrun's report, once its workers are gone
 _STACKS_SECONDS = 0.5
 _MARK = "VQA_GRPO_JOB"
 _TOO_SHORT = ": raise job.timeout_seconds if it was at work"
+_FAREWELLS = (FailureReason.CANCELLED, FailureReason.RETRY)
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
@@ -100,6 +101,7 @@ class _Run:
         self._vitals.mkdir()
         self._mark = uuid.uuid4().hex
         self._ended: set[int] = set()  # ranks that we killed
+        self._failed_at = 0.0  # when we saw that something was wrong
         self._oom_kills = verdict.oom_kills()
         self._output = Output(scratch / "line", work.log_dir or scratch / "logs", work.others)
         self._process = subprocess.Popen(
@@ -147,6 +149,7 @@ class _Run:
                     self._process.send_signal(self._received[0] if self._received else signal.SIGTERM)
             elif kill_at == give_up and self._has_failed():
                 kill_at = now + PEERS_SECONDS
+                self._failed_at = time.time()
         # A signal to the whole group (a Ctrl-C, a terminated container) may have ended it before we looked.
         return called or self._calls(float("inf"), ended=True)
 
@@ -175,10 +178,10 @@ class _Run:
         return Failure(reason, text, rank, os.uname().nodename, time.time(), step)
 
     def _has_failed(self) -> bool:
+        """Whether a rank left its reason, or torchrun found one dead and set about ending the others."""
         if any(self._vitals.glob("failure-*.json")):
             return True
-        gone = {rank for rank, pid in list(self._output.pids.items()) if _is_gone(pid)}
-        return bool(gone and gone - vitals.done(self._vitals))
+        return any("closing signal" in line for line in list(self._output.launcher))
 
     def _show_stacks(self) -> None:
         """Have every worker print where it stands, for whoever reads the logs."""
@@ -208,9 +211,11 @@ class _Run:
         failures = vitals.failures(self._vitals)
         found = called or verdict.cause(self._evidence(failures, beats))
         if called and called.reason is FailureReason.CANCELLED:
-            # A reason of a rank's own counts when it was there before the signal; its farewell after it says more.
-            own = [f for f in failures if not f.peer and (f.time < called.time or f.reason is called.reason)]
+            # A rank's reason counts where it came before the signal, or is a farewell that says how to go on.
+            own = [f for f in failures if not f.peer and (f.time < called.time or f.reason in _FAREWELLS)]
             found = own[0] if own else called
+        if not found.time:  # it died without a word
+            found = replace(found, host=os.uname().nodename, time=self._failed_at or time.time())
         lines = self._output.tails.get(found.rank) or self._output.launcher
         return Ending(found, tuple(lines)[-60:], beats, seconds)
 
@@ -296,6 +301,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = _announce(ending, node, options.termination_log)
     if options.status_uri:
         _put_status(options.status_uri, node, _status(ending, node))
+    if ending.failure and ending.failure.peer and os.environ.get("PET_NNODES", "1") != "1":
+        # The operator removes what still runs once a pod has failed: the one with the cause must come first.
+        time.sleep(PEERS_SECONDS)
     return code
 
 

@@ -193,6 +193,8 @@ def _lost_peer(failure: Failure, evidence: Evidence) -> Failure:
 def _launcher(evidence: Evidence) -> Failure:
     """No worker left a reason, so it is the launcher that failed, most often before there were any."""
     lines, code = evidence.launcher_lines, evidence.launcher_code
+    if code < 0:
+        return _by_code(code, 0, evidence)
     last = next((line.strip() for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), "")
     if last and _RENDEZVOUS.search(last):
         text = f"the processes did not find each other: {last}: are all nodes up and is PET_MASTER_ADDR right?"

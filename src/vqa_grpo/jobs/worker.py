@@ -35,7 +35,6 @@ def main() -> None:
     except BaseException as error:
         vitals.fail(error)
         raise
-    vitals.finish()
 
 
 def _connect(path: str) -> None:
