@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -315,6 +316,38 @@ def test_processes_that_never_find_each_other_are_worth_a_retry(bench: Bench) ->
     ended = bench.run("print('never')", **operator)
     assert (ended.code, ended.said["reason"], ended.said["node"]) == (75, "retry", 1)
     assert "find each other" in ended.said["sentence"]
+
+
+def test_two_nodes_tell_the_cause_from_the_peer_and_the_cause_ends_first(bench: Bench) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    operator = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+    code = f"""
+        {ERRORS.strip()}
+        import os, pathlib, time
+        folder = pathlib.Path(os.environ["FOLDER"])
+        if os.environ["RANK"] == "1":
+            (folder / "fallen").touch()
+            raise DataError("row 7 has no image")
+        while not (folder / "fallen").exists():
+            time.sleep(0.05)
+        raise RuntimeError("[/a/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:1. This is typically caused by")
+    """
+    logs = [bench.folder / f"message-{node}" for node in (0, 1)]
+    # The operator sets RANK to the node's own; torchrun sets it anew for each worker.
+    nodes = [
+        bench.start(code, "--termination_log", str(logs[node]), **operator, PET_NODE_RANK=str(node), RANK=str(node))
+        for node in (0, 1)
+    ]
+    assert bench.wait(nodes[1]).code == 65
+    assert nodes[0].poll() is None
+    assert bench.wait(nodes[0]).code == 75
+    peer, cause = (verdict.read_message(log.read_text()) for log in logs)
+    assert peer is not None
+    assert cause is not None
+    assert (peer.peer, peer.sentence.rpartition(": ")[2]) == (True, "Connection closed by peer [127.0.0.1]:1.")
+    assert (cause.peer, cause.rank, cause.sentence) == (False, 1, "row 7 has no image")
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
