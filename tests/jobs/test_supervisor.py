@@ -204,31 +204,45 @@ def test_a_wrong_command_line_is_a_configuration_error(wrong: list[str]) -> None
 # --- several ranks ----------------------------------------------------------------------------------------------------
 
 
-def test_one_rank_raising_ends_the_others_even_deaf_ones_and_its_reason_is_the_verdict(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+LAST_STRAWS = {
+    "raises and hangs on its way out": "atexit.register(time.sleep, 60); raise DataError('row 7 has no image')",
+    "is killed": "os.kill(os.getpid(), 9)",
+}
+
+
+@pytest.mark.parametrize("straw", LAST_STRAWS)
+def test_one_rank_that_fails_ends_the_others_even_deaf_ones_and_is_the_verdict(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, straw: str
 ) -> None:
     monkeypatch.setattr(supervisor, "PEERS_SECONDS", 1.0)
+    monkeypatch.setattr(verdict, "oom_kills", lambda: None)
     failure = bench.supervise(
         f"""
         {ERRORS.strip()}
-        import os, pathlib, signal, time
+        import atexit, os, pathlib, signal, time
         from vqa_grpo.contract import vitals
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         mine = pathlib.Path(os.environ["FOLDER"]) / f"pid-{{os.environ['RANK']}}"
         mine.write_text(str(os.getpid()))
         vitals.beat(12, "step begins", None)
         if os.environ["RANK"] == "0":
-            time.sleep(60)
+            time.sleep(20)
+            mine.with_name("nobody-stopped-me").touch()
         while not mine.with_name("pid-0").exists():
             time.sleep(0.05)
-        raise DataError("row 7 has no image")
+        {LAST_STRAWS[straw]}
         """,
         processes=2,
     )
     assert failure is not None
-    assert (failure.reason, failure.sentence) == (FailureReason.DATA, "row 7 has no image")
+    if straw == "is killed":
+        assert failure.reason is FailureReason.OUT_OF_MEMORY
+    else:
+        assert (failure.reason, failure.sentence) == (FailureReason.DATA, "row 7 has no image")
     assert (failure.rank, failure.step) == (1, 12)
+    assert failure.time > 0
     assert not alive(int(bench.wait_for("pid-0")))
+    assert not (bench.folder / "nobody-stopped-me").exists()
 
 
 def test_a_killed_rank_is_the_cause_and_not_the_peer_that_lost_its_connection(
@@ -245,7 +259,7 @@ def test_a_killed_rank_is_the_cause_and_not_the_peer_that_lost_its_connection(
             time.sleep(0.05)
         if os.environ["RANK"] == "1":
             os.kill(os.getpid(), 9)
-        time.sleep(0.5)
+        time.sleep(0.3)
         raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer [10.0.0.1]:61212")
         """,
         processes=2,
@@ -304,6 +318,20 @@ def test_a_peers_timeout_names_the_rank_that_did_not_come() -> None:
     assert "rank 1 did not arrive (rank 1 was at step 3: reward judge)" in found.sentence
 
 
+def test_a_reason_in_words_counts_more_than_a_peer_that_was_aborted_for_it() -> None:
+    evidence = verdict.Evidence(
+        launcher_code=1,
+        launcher_lines=[],
+        failures=[Failure(FailureReason.DATA, "row 7 has no image", 1, "h", 50.0)],
+        beats=[],
+        codes={0: -signal.SIGABRT, 1: 65},
+        ended=frozenset(),
+        out_of_memory=False,
+        lines={},
+    )
+    assert verdict.cause(evidence).rank == 1
+
+
 def test_processes_that_never_find_each_other_are_worth_a_retry(bench: Bench) -> None:
     operator = {
         "PET_NNODES": "2",
@@ -329,6 +357,7 @@ def test_two_nodes_tell_the_cause_from_the_peer_and_the_cause_ends_first(bench: 
         folder = pathlib.Path(os.environ["FOLDER"])
         if os.environ["RANK"] == "1":
             (folder / "fallen").touch()
+            time.sleep(2)
             raise DataError("row 7 has no image")
         while not (folder / "fallen").exists():
             time.sleep(0.05)
@@ -358,7 +387,9 @@ LISTENS = """
     def stop(number, frame):
         with (folder / "farewell").open("a") as file:
             file.write(signal.Signals(number).name + "\\n")
-        time.sleep(0.3)
+        time.sleep(0.5)
+        with (folder / "farewell").open("a") as file:
+            file.write("done\\n")
         sys.exit(0)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -375,7 +406,7 @@ def test_a_signal_is_passed_on_once_and_the_work_may_end_in_peace(bench: Bench, 
     ended = bench.wait(process)
     assert (ended.code, ended.said["reason"]) == (143, "cancelled")
     assert number.name in ended.said["sentence"]
-    assert (bench.folder / "farewell").read_text() == f"{number.name}\n"
+    assert (bench.folder / "farewell").read_text() == f"{number.name}\ndone\n"
 
 
 def test_what_a_worker_says_of_its_checkpoint_when_stopped_is_kept(bench: Bench) -> None:
@@ -403,7 +434,7 @@ def test_under_torchrun_each_rank_gets_the_signal_once(bench: Bench) -> None:
     bench.wait_for("ready-1")
     process.terminate()
     assert bench.wait(process).code == 143
-    assert (bench.folder / "farewell").read_text() == "SIGTERM\n" * 2
+    assert sorted((bench.folder / "farewell").read_text().split()) == ["SIGTERM", "SIGTERM", "done", "done"]
 
 
 def test_deaf_workers_are_killed_when_the_grace_is_over(bench: Bench) -> None:
@@ -418,7 +449,7 @@ def test_deaf_workers_are_killed_when_the_grace_is_over(bench: Bench) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(bench: Bench) -> None:
-    process = bench.start(LISTENS.replace("time.sleep(0.3)", "time.sleep(50)"), "--grace_seconds", "50")
+    process = bench.start(LISTENS.replace("time.sleep(0.5)", "time.sleep(50)"), "--grace_seconds", "50")
     pid = int(bench.wait_for("ready-0"))
     process.terminate()
     bench.wait_for("farewell")
@@ -496,7 +527,7 @@ def test_ranks_are_kept_apart_in_files_and_merged_readably(bench: Bench, others:
     second = "".join(line.removeprefix("[rank 1] ") for line in shown if line.startswith("[rank 1]"))
     if others == "problems":
         assert second.startswith("1: warning: odd\nTraceback (most recent call last):\n")
-        assert second.endswith("ZeroDivisionError: division by zero\n")
+        assert second.endswith("    1 / 0\n    ~~^~~\nZeroDivisionError: division by zero\n")
     else:
         assert second == (logs[1] if others == "all" else "")
 
@@ -528,11 +559,25 @@ def test_a_flood_is_cut_and_counted_and_the_file_is_bounded(
     assert "after the flood" in (bench.logs / "rank-0.log").read_text()
 
 
-def test_a_stdout_that_nobody_reads_does_not_hold_up_the_work(bench: Bench) -> None:
-    process = bench.start(FLOOD)
-    bench.wait_for("through")  # and only now somebody reads
-    ended = bench.wait(process)
-    assert (ended.code, ended.said["sentence"]) == (70, "ValueError: after the flood")
+def test_a_stdout_that_nobody_reads_does_not_hold_up_the_work(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck:
+        def write(self, text: str) -> None:
+            bench.wait_for("through")
+
+        def flush(self) -> None: ...
+
+    monkeypatch.setattr(output, "_QUEUE", 10)
+    monkeypatch.setattr(sys, "stdout", Stuck())
+    failure = bench.supervise(FLOOD)
+    assert failure is not None
+    assert failure.sentence == "ValueError: after the flood"
+
+
+def test_a_line_without_an_end_is_shown_in_pieces(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.supervise("print('x' * 200_000, end='')") is None
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 1
+    assert {len(line) for line in lines} <= {4096, len(lines[-1])}
 
 
 def test_a_worker_that_ends_at_once_is_heard(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
