@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import pytest
 import yaml
 
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError
+from vqa_grpo.contract.vitals import Failure
 from vqa_grpo.jobs import cluster
 from vqa_grpo.jobs.kubernetes_api import ApiError, KubernetesApi
 from vqa_grpo.jobs.pytorchjob import build_manifest
 from vqa_grpo.jobs.spec import JobSpec, job_name
+from vqa_grpo.jobs.verdict import message
 
 RUN = "3f9c1d2a-b4e5-4c7e-9d1e-0a1b2c3d4e5f"
 SPEC = JobSpec(name=job_name(RUN), run_id=RUN, module="m", image="i", num_nodes=2, timeout_seconds=3600)
@@ -237,9 +240,22 @@ def test_the_reason_is_the_pods_exit_code_and_the_message_its_last_error() -> No
     assert (error.reason, str(error)) == (FailureReason.CONFIGURATION, f"job {NAME}: {MASTER}: data.limit is wrong")
 
 
-def test_the_reason_behind_torchruns_exit_code_is_its_workers() -> None:
-    report = "Root Cause (first observed failure):\n  rank      : 1\n  exitcode  : 65 (pid: 7)\n"
-    assert verdict(failing(failed_pod(MASTER, 1, message=report))).reason is FailureReason.DATA
+def said(reason: str, text: str, second: int, peer: bool = False) -> str:
+    """A supervisor's termination message."""
+    at = datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC).timestamp()
+    return message(Failure(FailureReason(reason), text, rank=3, time=at, peer=peer), ["a line"])
+
+
+def test_the_supervisors_termination_message_is_believed_first() -> None:
+    pod = failed_pod(MASTER, 137, message=said("data", "row 7 has no image", 1), reason="OOMKilled")
+    error = verdict(failing(pod))
+    assert (error.reason, str(error)) == (FailureReason.DATA, f"job {NAME}: {MASTER}: rank 3: row 7 has no image")
+
+
+def test_a_pod_that_only_lost_its_peer_is_not_the_cause_even_when_it_ended_first() -> None:
+    peer = failed_pod(MASTER, 75, "2026-01-01T00:00:02Z", message=said("retry", "Connection closed", 2, peer=True))
+    other = failed_pod(f"{NAME}-worker-0", 65, "2026-01-01T00:00:09Z", message=said("data", "bad row", 1))
+    assert verdict(failing(peer, other)).reason is FailureReason.DATA
 
 
 def test_a_pod_out_of_memory_is_told_apart() -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from vqa_grpo.contract.failure import ConfigurationError
-from vqa_grpo.jobs import render
+from vqa_grpo.jobs import render, supervisor
 from vqa_grpo.jobs.pytorchjob import build_manifest, inherited
 from vqa_grpo.jobs.spec import JobSpec, job_name
 
@@ -120,12 +120,19 @@ def test_one_master_and_the_rest_are_workers(nodes: int, replicas: list) -> None
     assert [(name, replica["replicas"]) for name, replica in found.items()] == replicas
 
 
-def test_the_pods_run_torchrun_without_rendezvous_flags() -> None:
-    manifest = build_manifest(spec(num_nodes=2, processes_per_node=8, gpus_per_node=8))
+def test_the_pods_run_the_supervisor_which_leaves_the_rendezvous_to_the_operator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest = build_manifest(spec(num_nodes=2, processes_per_node=8, gpus_per_node=8, status_uri="s3://b/r/status"))
     container = pod(manifest, "Worker")["containers"][0]
     assert container["name"] == "pytorch"
-    assert container["command"] == ["torchrun", "-m", "vqa_grpo.training"]
-    assert container["args"] == ["--config", "s3://b/c.yaml"]
+    assert container["command"][:3] == ["python", "-m", "vqa_grpo.jobs.supervisor"]
+    options, work = supervisor._parse(container["command"][3:] + container["args"])
+    assert (work.module, work.arguments) == ("vqa_grpo.training", ("--config", "s3://b/c.yaml"))
+    assert options.status_uri == "s3://b/r/status"
+    assert work.grace_seconds + 15 <= pod(manifest)["terminationGracePeriodSeconds"]
+    monkeypatch.setenv("PET_NNODES", "2")
+    assert supervisor.command(work)[1:4] == ["-m", "torch.distributed.run", "-m"]
     assert manifest["spec"]["nprocPerNode"] == "8"
 
 

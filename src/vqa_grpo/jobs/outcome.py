@@ -1,49 +1,26 @@
-"""Why a job failed, read from what it left behind: exit codes, the last lines of output, the state of its pods."""
+"""Why a job failed, read from what its pods left behind: the supervisor's word, else exit codes and last lines."""
 
 from __future__ import annotations
 
-import re
-import signal
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from vqa_grpo.contract.failure import FailureReason, JobError, reason_of
+from vqa_grpo.jobs.verdict import read_message, sentence
 
 CONTAINER = "pytorch"  # the operator insists on this name
-_ERROR = re.compile(r"(?:\[[\w:]+\]:\s*)?error: (.+)")  # torchrun may put the rank in front
-_TORCHRUN_EXIT = re.compile(r"\s*exitcode\s*:\s*(-?\d+)")
 _UNSPECIFIC = (FailureReason.INTERNAL, FailureReason.CANCELLED)  # also what a peer of the failed process leaves
 
 
-def reason_behind(exit_code: int, lines: Sequence[str]) -> FailureReason:
-    """The reason for a failed process. torchrun exits 1 whatever its workers did, and prints their codes."""
-    if exit_code == 1:
-        # Its report ends with the root cause.
-        codes = [int(match[1]) for line in lines if (match := _TORCHRUN_EXIT.match(line))]
-        exit_code = codes[-1] if codes else exit_code
-    return reason_of(exit_code)
-
-
-def sentence(exit_code: int, lines: Sequence[str]) -> str:
-    """One line for a person: the last error the process printed, else how it ended."""
-    for line in reversed(lines):
-        if match := _ERROR.match(line.rstrip()):
-            return match[1]
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    try:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"killed by signal {-exit_code}"
-
-
 class Ended(NamedTuple):
-    """A pod that ended badly."""
+    """A pod that ended badly; `peer` when only for want of another pod."""
 
     pod: str
     at: str
     reason: FailureReason
     sentence: str
+    peer: bool = False
 
 
 def ended_badly(pod: dict[str, Any], log_tail: Sequence[str] = ()) -> Ended | None:
@@ -64,18 +41,22 @@ def ended_badly(pod: dict[str, Any], log_tail: Sequence[str] = ()) -> Ended | No
         if not ended or ended["exitCode"] == 0:
             continue
         at = ended.get("finishedAt") or ""
+        if said := read_message(ended.get("message") or ""):
+            since = datetime.fromtimestamp(said.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if said.time else at
+            text = f"rank {said.rank}: {said.sentence}" if said.rank else said.sentence
+            return Ended(name, since, said.reason, text, said.peer)
         if ended.get("reason") == "OOMKilled":
             return Ended(name, at, FailureReason.OUT_OF_MEMORY, "out of memory (OOMKilled): raise job.memory")
         lines = log_tail or (ended.get("message") or "").splitlines()
         code = ended["exitCode"]
-        return Ended(name, at, reason_behind(code, lines), sentence(code, lines))
+        return Ended(name, at, reason_of(code), sentence(code, lines))
     return None
 
 
 def failure(job: str, condition: dict[str, Any], ended: Sequence[Ended]) -> JobError:
     """The verdict on a Failed job: the pod that failed first, for the others only lost their peer."""
     if ended:
-        first = min(ended, key=lambda pod: (pod.at, pod.reason in _UNSPECIFIC))
+        first = min(ended, key=lambda pod: (pod.peer, pod.at, pod.reason in _UNSPECIFIC))
         return JobError(f"job {job}: {first.pod}: {first.sentence}", first.reason)
     message = " ".join(str(condition.get("message") or condition.get("reason") or "failed").split())
     if "deadline" in message.lower():

@@ -16,6 +16,8 @@ HASH_ANNOTATION = "vqa-grpo/spec-hash"
 JOB_LABEL = "training.kubeflow.org/job-name"  # the operator's own, on every pod
 _TTL_SECONDS = 86_400  # a day to read the logs of a finished job
 _GRACE_SECONDS = 120  # for a last checkpoint
+_LAST_WORD_SECONDS = 20  # of those, for the supervisor to end what does not listen and to say why
+_LOGS = "/tmp/vqa-grpo/logs"  # noqa: S108 - a training pod's own disk
 
 # What pods inherit from the launcher: where things are, and how NCCL is to talk. No name here holds a secret.
 _INHERITED = re.compile("|".join(SETTINGS) + r"|HTTPS?_PROXY|NO_PROXY|(TORCH_)?NCCL_\w+")
@@ -93,8 +95,7 @@ def _pod(spec: JobSpec, variables: Mapping[str, str]) -> dict[str, Any]:
             {
                 "name": CONTAINER,
                 "image": spec.image,
-                # No rendezvous flags: the operator sets PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and the rest.
-                "command": ["torchrun", "-m", spec.module],
+                "command": _command(spec),
                 "args": list(spec.arguments),
                 "env": _environment(spec, variables),
                 "resources": _resources(spec),
@@ -109,6 +110,13 @@ def _pod(spec: JobSpec, variables: Mapping[str, str]) -> dict[str, Any]:
     if spec.gpus_per_node:
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return pod
+
+
+def _command(spec: JobSpec) -> list[str]:
+    options = ["--grace_seconds", str(_GRACE_SECONDS - _LAST_WORD_SECONDS), "--log_dir", _LOGS]
+    if spec.status_uri:
+        options += ["--status_uri", spec.status_uri]
+    return ["python", "-m", "vqa_grpo.jobs.supervisor", *options, "--", "-m", spec.module]
 
 
 def _environment(spec: JobSpec, variables: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ class JobSpec:
     `cpu`, `memory`       Kubernetes quantities for each node, requested and limiting; ignored on this machine
     `namespace`           empty takes the launching pod's own
     `timeout_seconds`     for the whole job, waiting for a free node included
+    `status_uri`          gets each node's last word as `node-N.json`; on a cluster only
     `secrets`             variable → name of the Kubernetes Secret that holds it under the same key
     """
 
@@ -66,6 +67,7 @@ class JobSpec:
     memory: str = "6Gi"
     namespace: str = ""
     timeout_seconds: int = 172_800
+    status_uri: str = ""
     secrets: Mapping[str, str] = field(default_factory=lambda: dict(SECRETS))
 
     def __post_init__(self) -> None:

@@ -87,13 +87,12 @@ def reward_options(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def training_job(run: RunConfig, run_id: str, arguments: list[str], image: str) -> Any:
+def training_job(run: RunConfig, run_id: str, arguments: list[str], image: str, status_uri: str = "") -> Any:
     """The job that trains: what `train` launches and `render-job` prints."""
     from vqa_grpo.jobs import JobSpec, job_name
 
-    return JobSpec.from_config(
-        job_name(run_id), run_id, "vqa_grpo.training", run.job, arguments=tuple(arguments), image=image
-    )
+    more = {"arguments": tuple(arguments), "image": image, "status_uri": status_uri}
+    return JobSpec.from_config(job_name(run_id), run_id, "vqa_grpo.training", run.job, **more)
 
 
 def launch_training(run: RunConfig, run_id: str, model_uri: str, dataset_uri: str, base: str, image: str) -> None:
@@ -101,7 +100,8 @@ def launch_training(run: RunConfig, run_id: str, model_uri: str, dataset_uri: st
 
     def launch(output: str) -> None:
         arguments = training_arguments(run, dataset_uri, base, output, model_uri)
-        jobs.launch(training_job(run, run_id, arguments, image), run.job.launcher)
+        status = f"{model_uri.rpartition('/')[0]}/status"  # beside the model, in the run's folder
+        jobs.launch(training_job(run, run_id, arguments, image, status), run.job.launcher)
 
     if jobs.place(run.job.launcher) == "local":
         with publish.scratch(work()) as output:

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vqa_grpo.contract import prompt
+from vqa_grpo.contract import prompt, vitals
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, StepError
 from vqa_grpo.storage.store import explain_os_error
 from vqa_grpo.training.arguments import Arguments, parse
@@ -52,17 +52,18 @@ def train(arguments: Arguments) -> Path:
     from trl import GRPOTrainer
 
     from vqa_grpo.report.progress import emit
-    from vqa_grpo.training import progress
+    from vqa_grpo.training import progress, signs
 
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=list(rewards),
+        reward_funcs=[signs.watched(reward) for reward in rewards],
         args=grpo,
         train_dataset=rows,
         eval_dataset=evaluated,
         processing_class=processor,
         peft_config=policy.peft_config(arguments),
     )
+    trainer.add_callback(signs.Signs())
     if progress.lines_wanted():
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(progress.ProgressLines(emit))
@@ -139,7 +140,8 @@ def main(argv: list[str] | None = None) -> int:
         train(arguments)
     except Exception as raised:
         error = explain_os_error(raised) if isinstance(raised, OSError) and raised.errno else raised
-        reason = reason_for(error)
+        vitals.fail(error)
+        reason = vitals.reason_for(error)
         if reason in (FailureReason.INTERNAL, FailureReason.OUT_OF_MEMORY):
             traceback.print_exc()
         where = f" (rank {RANK})" if RANK else ""
@@ -151,14 +153,6 @@ def main(argv: list[str] | None = None) -> int:
         return reason.exit_code
     leave_group()
     return 0
-
-
-def reason_for(error: BaseException) -> FailureReason:
-    if isinstance(error, StepError):
-        return error.reason
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return FailureReason.OUT_OF_MEMORY
-    return FailureReason.INTERNAL
 
 
 def leave_group() -> None:

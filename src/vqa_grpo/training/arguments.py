@@ -12,6 +12,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -157,6 +158,7 @@ def parse(argv: list[str]) -> Arguments:
     parser = _parser()
     reading = read(argv, parser)
     _prepare_deepspeed_on_cpu(reading)
+    _start_gloo(reading)
     try:
         vqa, grpo, model = parser.parse_dict(reading.values)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
@@ -525,9 +527,19 @@ def _prepare_deepspeed_on_cpu(reading: Reading) -> None:
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     from accelerate import PartialState
 
-    PartialState(backend="gloo")
+    PartialState(backend="gloo", timeout=timedelta(seconds=values["ddp_timeout"]))
     values["accelerator_config"] = {"use_configured_state": True}
     values["use_cpu"] = False
+
+
+def _start_gloo(reading: Reading) -> None:
+    """Give the CPU's process group `--ddp_timeout`: transformers 5 hands it on for GPUs alone, and gloo would wait its
+    own half hour. Can go once it does so under use_cpu."""
+    values = reading.values
+    if values["use_cpu"] and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=values["ddp_timeout"]))
 
 
 def has_cuda() -> bool:
