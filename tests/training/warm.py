@@ -189,7 +189,11 @@ def _watch(kill: tuple[str, int] | None, journal: Path | None) -> None:
             die("after_optimizer", state.global_step + 1)
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            note = {"rank": rank, "step": state.global_step, "weights": digest(model), "completions": now.get("seen")}
+            note = {"rank": rank, "step": state.global_step, "weights": digest(model)}
+            total = hashlib.sha256()
+            for batch in now["trainer"]._buffered_inputs:
+                total.update(batch["completion_ids"].cpu().numpy().tobytes())
+            note["completions"] = total.hexdigest()
             if journal:
                 with journal.open("a") as file:
                     file.write(json.dumps(note) + "\n")
@@ -210,12 +214,12 @@ def _watch(kill: tuple[str, int] | None, journal: Path | None) -> None:
 
     def started(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
+        now["trainer"] = self
         self.add_callback(Spy())
 
     def generated(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = generate(self, *args, **kwargs)
         die("generating", self.state.global_step + 1)
-        now["seen"] = hashlib.sha256(result["completion_ids"].numpy().tobytes()).hexdigest()[:12]
         return result
 
     VQATrainer.__init__, VQATrainer._generate_and_score_completions = started, generated  # type: ignore[method-assign]
