@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "training")]
 
-import tiny
-import warm
+import tiny  # noqa: E402
+import warm  # noqa: E402
 
 EPOCH = {1: 6, 2: 3}  # steps of one epoch: twelve rows, two prompts for each rank and step
 SAVE_STEPS = 2
@@ -69,7 +69,8 @@ def chain(out: Path, kind: str, ranks: int, steps: int) -> int:
         kill = moments(kind, step, ranks)
         if kill is None or step in done:
             continue
-        codes = warm.run(argv, log, ranks, kill, killed_rank=step % ranks, journal=journal)
+        victim = 0 if "seal" in kill[0] else step // SAVE_STEPS % ranks  # only the first rank seals
+        codes = warm.run(argv, log, ranks, kill, victim, journal)
         record(results, {"step": step, "moment": kill[0], "codes": codes})
     if not (place / "run" / "training.json").is_file():
         codes = warm.run(argv, log, ranks, journal=journal)

@@ -11,9 +11,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,13 @@ def run(
     kill: tuple[str, int] | None = None,
     killed_rank: int | None = None,
     journal: Path | None = None,
-    signals: Callable[[list[int]], None] | None = None,
+    term: tuple[int, int] | None = None,
     limit: float = 240.0,
 ) -> list[int]:
     """Run the trainer in `ranks` forked processes; their exit codes, -9 for a killed one.
 
-    When one process dies from a signal the others are killed too, as a launcher would.
+    `kill` is a moment and a step, `term` a rank that gets SIGTERM once the journal has a step. When one process
+    dies from a signal the others are killed too, as a launcher would.
     """
     processes = [rank for rank in argv if isinstance(rank, Rank)] or [Rank([str(word) for word in argv])] * ranks
     port = _free_port()
@@ -89,32 +91,94 @@ def run(
         if not pid:
             _child(process, environment if len(processes) > 1 else {}, log, kill if number == victim else None, journal)
         children.append(pid)
-    if signals:
-        signals(children)
+    if term and journal:
+        while not any(step >= term[1] for _, step in lines(journal)) and not _ended(children[0]):
+            time.sleep(0.005)
+        os.kill(children[term[0]], signal.SIGTERM)
     return _wait(children, limit)
+
+
+class Parent:
+    """The warm process, for tests: what they themselves started (threads, servers) would not survive a fork."""
+
+    def __init__(self) -> None:
+        root = Path(__file__).parents[2]
+        path = os.pathsep.join([str(root / "src"), str(Path(__file__).parent)])
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, argv: Sequence[Any], log: Path, **more: Any) -> list[int]:
+        """`run` in the warm process; its exit codes."""
+        words = [vars(part) if isinstance(part, Rank) else str(part) for part in argv]
+        request = {"argv": words, "log": str(log), **{key: _plain(value) for key, value in more.items()}}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        for text in self._process.stdout:
+            if text.startswith("codes "):
+                codes: list[int] = json.loads(text.removeprefix("codes "))
+                return codes
+        raise AssertionError("the warm process ended")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def serve() -> None:
+    preload()
+    for text in sys.stdin:
+        request = json.loads(text)
+        argv = [Rank(**part) if isinstance(part, dict) else part for part in request.pop("argv")]
+        paths = {key: Path(request.pop(key)) for key in ("log", "journal") if request.get(key)}
+        print("codes", json.dumps(run(argv, **paths, **request)), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def lines(journal: Path) -> dict[tuple[int, int], set[tuple[str, str]]]:
     """(rank, step) → the digests that were noted there; more than one where a replayed step came out otherwise."""
     found: dict[tuple[int, int], set[tuple[str, str]]] = {}
-    for text in journal.read_text().splitlines() if journal.is_file() else []:
-        try:
-            note = json.loads(text)
-        except ValueError:
-            continue  # the writer was killed in the middle
-        found.setdefault((note["rank"], note["step"]), set()).add((note["weights"], note["completions"]))
+    for note in notes(journal):
+        if "completions" in note:
+            digests = (json.dumps(note["weights"], sort_keys=True), note["completions"])
+            found.setdefault((note["rank"], note["step"]), set()).add(digests)
     return found
 
 
-def digest(model: Any) -> str:
-    """One digest for all parameters, split ones included."""
+def reloaded(journal: Path) -> dict[tuple[int, int], dict[str, str]]:
+    """(rank, step) → digest by parameter, as a run found its weights before its first step."""
+    return {(note["rank"], note["step"]): note["weights"] for note in notes(journal) if "completions" not in note}
+
+
+def notes(journal: Path) -> list[dict[str, Any]]:
+    found = []
+    for text in journal.read_text().splitlines() if journal.is_file() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            continue  # the writer was killed in the middle
+    return found
+
+
+def digests(model: Any) -> dict[str, str]:
+    """A digest for each parameter, split ones gathered."""
     from vqa_grpo.training.trainer import whole_parameters
 
-    total = hashlib.sha256()
     with whole_parameters(list(model.parameters())):
-        for name, value in sorted(model.named_parameters()):
-            total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
+        return {
+            name: hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+            for name, value in model.named_parameters()
+        }
 
 
 def _free_port() -> int:
@@ -181,7 +245,15 @@ def _watch(kill: tuple[str, int] | None, journal: Path | None) -> None:
         if here == moment and at == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def write(**note: Any) -> None:
+        if journal:
+            with journal.open("a") as file:
+                file.write(json.dumps({"rank": rank, **note}) + "\n")
+
     class Spy(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            write(step=state.global_step, weights=digests(model))
+
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             die("before_optimizer", state.global_step + 1)
 
@@ -189,14 +261,10 @@ def _watch(kill: tuple[str, int] | None, journal: Path | None) -> None:
             die("after_optimizer", state.global_step + 1)
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            note = {"rank": rank, "step": state.global_step, "weights": digest(model)}
             total = hashlib.sha256()
             for batch in now["trainer"]._buffered_inputs:
                 total.update(batch["completion_ids"].cpu().numpy().tobytes())
-            note["completions"] = total.hexdigest()
-            if journal:
-                with journal.open("a") as file:
-                    file.write(json.dumps(note) + "\n")
+            write(step=state.global_step, weights=digests(model), completions=total.hexdigest())
             die("step_end", state.global_step)
 
     def after(name: str, here: str) -> None:
@@ -241,3 +309,7 @@ def _watch(kill: tuple[str, int] | None, journal: Path | None) -> None:
         complete(folder, marker)
 
     checkpoints.Keeper.take, checkpoints._check_complete = taken, completed  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    serve()

@@ -88,12 +88,15 @@ def train(arguments: Arguments) -> Path:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     except Exception as error:
         if trainer.leave.received:
-            raise stopped(keeper, f"and then {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+            why = f"and then {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise stopped(checkpoints.newest_sealed(keeper.output_dir), why) from error
         raise
     finally:
         keeper.finish()
     if trainer.leave.requested:
-        raise stopped(keeper, f"at step {trainer.state.global_step} of {trainer.state.max_steps}")
+        newest = checkpoints.gather((layout.leads, checkpoints.newest_sealed(keeper.output_dir)))
+        step = min((step for leads, step in newest if leads), key=lambda step: step or 0)
+        raise stopped(step, f"at step {trainer.state.global_step} of {trainer.state.max_steps}")
 
     folder = policy.save(trainer, processor, source, arguments)
     if trainer.is_world_process_zero():
@@ -165,12 +168,12 @@ def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> Path | N
     return None
 
 
-def stopped(keeper: checkpoints.Keeper, where: str) -> StepError:
+def stopped(newest: int | None, where: str) -> StepError:
     """Why a run that was asked to stop stopped: another attempt can go on where there is a checkpoint."""
-    if keeper.last_whole is None:
+    if newest is None:
         return JobError(f"stopped by SIGTERM {where}, with no checkpoint to go on from", FailureReason.CANCELLED)
     return RetryError(
-        f"stopped by SIGTERM {where}; the last whole checkpoint is step {keeper.last_whole}: "
+        f"stopped by SIGTERM {where}; the newest checkpoint is step {newest}: "
         "start again with --resume_from_checkpoint true"
     )
 

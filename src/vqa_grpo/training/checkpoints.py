@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError, StepError
-from vqa_grpo.storage.publish import READY, describe, fetch, publish_folder
+from vqa_grpo.storage.publish import MANIFEST, READY, describe, fetch, publish_folder
 from vqa_grpo.storage.publish import find as find_published
-from vqa_grpo.storage.store import is_remote, normalise, open_store
+from vqa_grpo.storage.store import explain_os_error, is_remote, normalise, open_store
 
 MARKER = "checkpoint.json"
 STATE = "trainer_state.json"
@@ -141,7 +141,7 @@ def read_marker(folder: Path) -> Marker:
         content = json.loads(data)
         del content["digest"]
         marker = Marker(**{**content, "ranks": tuple(content["ranks"])})
-        same = marker.to_bytes() == data
+        same = marker.to_bytes() == data and not (folder / MARKER).is_symlink()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         same = False
     if not same:
@@ -195,10 +195,9 @@ class Keeper:
     def __init__(
         self, output_dir: Path, uri: str | None, limit: int | None, layout: Layout, say: Say = say_aloud
     ) -> None:
-        self._output_dir, self._uri, self._limit, self._layout, self._say = output_dir, uri, limit, layout, say
+        self.output_dir, self._uri, self._limit, self._layout, self._say = output_dir, uri, limit, layout, say
         self._thread: threading.Thread | None = None
         self._pending: tuple[Path, Marker] | None = None
-        self.last_whole: int | None = None
 
     def take(self, folder: Path, save_id: str, step: int, protected: Iterable[int] = ()) -> None:
         """Take charge of a folder that nobody writes any more. Blocks only while the one before is unfinished."""
@@ -222,8 +221,7 @@ class Keeper:
         marker = self._attempt(seal, folder, save_id, step, self._layout)
         if marker is None:
             return
-        self.last_whole = step
-        self._attempt(thin_out, self._output_dir, self._limit, protected)
+        self._attempt(thin_out, self.output_dir, self._limit, protected)
         if self._uri:
             self._pending = (folder, marker)
             self._attempt(self._upload, folder, marker)
@@ -252,12 +250,20 @@ def thin_out(output_dir: Path, limit: int | None, protected: Iterable[int] = ())
     """Leave the newest `limit` sealed checkpoints, the protected steps, and whatever is newer than the last sealed."""
     if not limit or limit < 1:
         return
-    folders = local_folders(output_dir)
-    sealed = [step for step in sorted(folders, reverse=True) if (folders[step] / MARKER).is_file()]
+    folders, sealed = local_folders(output_dir), sealed_steps(output_dir)
     kept = {*sealed[:limit], *protected}
     for step, folder in folders.items():
         if step not in kept and sealed and step < sealed[0]:
             clear(folder)
+
+
+def sealed_steps(output_dir: Path) -> list[int]:
+    """Steps whose folder has a marker, newest first."""
+    return sorted((step for step, at in local_folders(output_dir).items() if (at / MARKER).is_file()), reverse=True)
+
+
+def newest_sealed(output_dir: Path) -> int | None:
+    return next(iter(sealed_steps(output_dir)), None)
 
 
 def clear(folder: Path) -> None:
@@ -435,13 +441,19 @@ def _first_whole(offers: list[Offer], output_dir: Path, say: Say) -> str | None:
 
 
 def _fetched(offer: Offer, output_dir: Path) -> Path:
-    """A published checkpoint as a local folder: where it lies, or in the output directory as if saved there."""
-    folder = fetch(offer.place, output_dir / FETCHED)
-    if (output_dir / FETCHED) not in folder.parents:
-        return folder
+    """A published checkpoint in the output directory, as if it had been saved there."""
+    work = output_dir / FETCHED
     final = output_dir / f"checkpoint-{offer.marker.step}"
-    clear(final)
-    folder.rename(final)
+    try:
+        folder = fetch(offer.place, work)
+        if work not in folder.parents:  # it lies in a folder here, where another node may withdraw it while we read
+            folder = shutil.copytree(folder, work / folder.name, ignore=shutil.ignore_patterns(MANIFEST))
+        clear(final)
+        folder.rename(final)
+    except OSError as error:
+        raise explain_os_error(error) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return final
 
 
