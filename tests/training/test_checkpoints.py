@@ -367,3 +367,41 @@ def test_a_save_waits_only_for_the_upload_before_it(tmp_path: Path, monkeypatch:
     second.join(20)
     keeper.finish()
     assert uploaded == [5, 10]
+
+
+# --- what is asked for ----------------------------------------------------------------------------------------------
+
+
+def read(*more: str) -> Any:
+    from vqa_grpo.training import arguments
+
+    return arguments.read(["--model_name_or_path", "a/b", "--dataset_name", "d", "--use_cpu", *more])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--enable_jit_checkpoint"], "SIGTERM already"),
+        (["--save_only_model"], "cannot be resumed from"),
+        (["--checkpoint_uri", "s3://b/c", "--save_strategy", "no"], "has nothing to copy"),
+    ],
+)
+def test_options_that_would_leave_no_usable_checkpoint_are_refused(options: list[str], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        read(*options)
+
+
+def test_saves_between_two_generations_are_noted_with_the_nearest_that_are_not() -> None:
+    round_of_four = ["--per_device_train_batch_size", "4", "--steps_per_generation", "4"]
+    assert "4 or 8 keeps them small" in " ".join(read(*round_of_four, "--save_steps", "6").notes)
+    assert "keeps them small" not in " ".join(read(*round_of_four, "--save_steps", "8").notes)
+    assert "keeps them small" not in " ".join(read("--save_steps", "7", "--gradient_accumulation_steps", "4").notes)
+
+
+def test_on_several_nodes_each_saves_its_own_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert read().values["save_on_each_node"] is True
+    assert read("--save_on_each_node", "false").values["save_on_each_node"] is False  # they share a disk
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert read().values["save_on_each_node"] is False
