@@ -166,6 +166,7 @@ def swapped_nodes(run: Run, whole: Run, tmp_path: Path) -> None:
     assert -9 in run.go(argv=nodes("a", "b"), kill=("step_end", 5)), run.said()[-3000:]
     assert not (tmp_path / "a" / "checkpoint-4" / "rng_state_1.pth").exists()  # b's own, on b's disk alone
     assert run.go(argv=nodes("c", "a")) == [0, 0], run.said()[-3000:]
+    assert f"going on from {tmp_path / 'c' / 'checkpoint-4'}" in run.said()
     assert run.steps() == whole.steps()
     final = hashlib.sha256((tmp_path / "c" / "model.safetensors").read_bytes()).hexdigest()
     assert final == whole.weights()
@@ -208,6 +209,20 @@ def test_another_number_of_processes_is_refused(start: Callable[..., Run], unint
     run = start("--resume_from", str(uninterrupted().output), ranks=2)
     assert run.go() == [78, 78]
     assert "was written by 1 processes" in run.said()
+
+
+def test_each_epoch_has_an_order_of_its_own_that_a_new_process_finds_again() -> None:
+    from trl.trainer.utils import RepeatSampler
+
+    from vqa_grpo.training.trainer import EpochSampler
+
+    def order(epoch: int) -> list[int]:
+        return list(EpochSampler(RepeatSampler(range(30), 1, seed=5), lambda: epoch))
+
+    assert order(0) == list(RepeatSampler(range(30), 1, seed=5))
+    assert order(0) != order(1) != order(2)
+    assert order(1) == order(1)
+    assert sorted(order(1)) == sorted(order(0))
 
 
 # --- every family ---------------------------------------------------------------------------------------------------

@@ -32,6 +32,10 @@ class VQATrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self.keeper = keeper
         self.layout = layout
+        # transformers 5.23 writes weights on rank 0 alone, whatever save_on_each_node says, and so leaves the other
+        # nodes' checkpoints without any. Can go once `save_pretrained(is_main_process=True)` writes on every rank.
+        if layout.nodes > 1 and hasattr(self.model, "should_save_on_this_rank"):
+            self.model.should_save_on_this_rank = lambda is_main_process: is_main_process
         self.leave = LeaveOnSignal()
         self.add_callback(self.leave)
 
@@ -86,6 +90,10 @@ class VQATrainer(GRPOTrainer):
         self.accelerator.wait_for_everyone()  # every rank's files are there
         if self.layout.leads:
             (folder / PICKLED_ARGUMENTS).unlink(missing_ok=True)
+            # DeepSpeed 0.19 names the part to load on rank 0's disk only. Can go once its engine writes `latest` on
+            # each node under use_node_local_storage, as it does with the parts themselves.
+            for part in folder.glob("global_step*"):
+                (folder / "latest").write_text(part.name)
             best = self.state.best_global_step
             self.keeper.take(folder, save_id, step, [best] if best else [])
 
