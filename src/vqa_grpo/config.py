@@ -160,6 +160,7 @@ class Judge(Section):
 # What a run passes to its trainer from other parts of the configuration; `train.extra` must not undo it.
 _SET_ELSEWHERE = {
     *("model_name_or_path", "dataset_name", "output_dir", "publish_uri", "prompt_template", "min_pixels", "max_pixels"),
+    *("checkpoint_uri", "resume_from_checkpoint"),
     *("reward_funcs", "reward_weights", "seed", "reward_combination", "format_reward", "step_encoder", "use_judge"),
     *("judge_url", "judge_model", "judge_timeout", "judge_retries", "judge_concurrency", "judge_cache_dir"),
 }
@@ -181,6 +182,10 @@ class Train(Section):
     warmup_steps: NotNegative = 0
     temperature: Annotated[float, Field(gt=0)] = 1.0
     beta: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the KL term; 0 needs no reference model")
+    save_steps: NotNegative = Field(
+        100, description="steps between two checkpoints, from which a retried run goes on; 0 makes none"
+    )
+    save_total_limit: Positive = Field(2, description="checkpoints that stay in storage, the newest ones")
     deepspeed: str = Field("", description="zero1, zero2, zero3, zero3_offload, or a JSON file; empty for none")
     extra: dict[str, Any] = Field(default_factory=dict)
 

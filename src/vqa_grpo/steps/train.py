@@ -39,9 +39,15 @@ def train_model(config: str, run_id: str, root: str, dataset_uri: str, base: str
     return Trained(model_uri, result["digest"], result["steps"])
 
 
-def training_arguments(run: RunConfig, dataset: str, base: str, output_dir: str, publish_uri: str) -> list[str]:
-    """The command line of `python -m vqa_grpo.training` for a run configuration."""
-    train = run.train.model_dump(exclude={"extra", "num_generations", "deepspeed"})
+def training_arguments(
+    run: RunConfig, dataset: str, base: str, output_dir: str, publish_uri: str, checkpoint_uri: str = ""
+) -> list[str]:
+    """The command line of `python -m vqa_grpo.training` for a run configuration.
+
+    It is the same in every attempt: the first finds no checkpoint at `checkpoint_uri`, and later ones go on from
+    the newest.
+    """
+    train = run.train.model_dump(exclude={"extra", "num_generations", "deepspeed", "save_steps", "save_total_limit"})
     options: dict[str, Any] = {
         "model_name_or_path": base,
         "dataset_name": dataset,
@@ -56,6 +62,15 @@ def training_arguments(run: RunConfig, dataset: str, base: str, output_dir: str,
         "save_strategy": "no",
         **train,
     }
+    if run.train.save_steps:
+        options |= {
+            "save_strategy": "steps",
+            "save_steps": run.train.save_steps,
+            "save_total_limit": run.train.save_total_limit,
+            "resume_from_checkpoint": "true",
+        }
+        if checkpoint_uri:
+            options["checkpoint_uri"] = checkpoint_uri
     if run.train.num_generations:
         options["num_generations"] = run.train.num_generations
     if run.train.deepspeed:
@@ -98,10 +113,12 @@ def training_job(run: RunConfig, run_id: str, arguments: list[str], image: str, 
 def launch_training(run: RunConfig, run_id: str, model_uri: str, dataset_uri: str, base: str, image: str) -> None:
     from vqa_grpo import jobs
 
+    run_folder = model_uri.rpartition("/")[0]
+    checkpoint_uri = f"{run_folder}/checkpoints"
+
     def launch(output: str) -> None:
-        arguments = training_arguments(run, dataset_uri, base, output, model_uri)
-        status = f"{model_uri.rpartition('/')[0]}/status"  # beside the model, in the run's folder
-        jobs.launch(training_job(run, run_id, arguments, image, status), run.job.launcher)
+        arguments = training_arguments(run, dataset_uri, base, output, model_uri, checkpoint_uri)
+        jobs.launch(training_job(run, run_id, arguments, image, f"{run_folder}/status"), run.job.launcher)
 
     if jobs.place(run.job.launcher) == "local":
         with publish.scratch(work()) as output:

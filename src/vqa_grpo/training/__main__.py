@@ -11,12 +11,23 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqa_grpo.contract import prompt, vitals
-from vqa_grpo.contract.failure import ConfigurationError, FailureReason, StepError
+from vqa_grpo.contract.failure import (
+    ConfigurationError,
+    DataError,
+    FailureReason,
+    JobError,
+    RetryError,
+    StepError,
+)
 from vqa_grpo.storage.store import explain_os_error
+from vqa_grpo.training import checkpoints
 from vqa_grpo.training.arguments import Arguments, parse
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -29,6 +40,9 @@ def train(arguments: Arguments) -> Path:
         os.environ["TENSORBOARD_LOGGING_DIR"] = vqa.logging_dir
     if os.environ.get("DEBUG_MODE", "").lower() == "true":
         os.environ.setdefault("LOG_PATH", str(Path(str(grpo.output_dir)) / "training_debug.txt"))
+
+    layout = layout_of(grpo)
+    start = starting_point(arguments, layout)
 
     template = prompt.load(vqa.prompt_template)
     dataset_folder = fetched(str(vqa.dataset_name), arguments)
@@ -49,12 +63,13 @@ def train(arguments: Arguments) -> Path:
     processor = load_processor(source, arguments)
 
     from transformers import PrinterCallback
-    from trl import GRPOTrainer
 
     from vqa_grpo.report.progress import emit
     from vqa_grpo.training import progress, signs
+    from vqa_grpo.training.trainer import VQATrainer
 
-    trainer = GRPOTrainer(
+    keeper = checkpoints.Keeper(Path(str(grpo.output_dir)), vqa.checkpoint_uri, grpo.save_total_limit, layout)
+    trainer = VQATrainer(
         model=model,
         reward_funcs=[signs.watched(reward) for reward in rewards],
         args=grpo,
@@ -62,14 +77,27 @@ def train(arguments: Arguments) -> Path:
         eval_dataset=evaluated,
         processing_class=processor,
         peft_config=policy.peft_config(arguments),
+        keeper=keeper,
+        layout=layout,
     )
     trainer.add_callback(signs.Signs())
     if progress.lines_wanted():
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(progress.ProgressLines(emit))
 
-    resume = grpo.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    try:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    except Exception as error:
+        if trainer.leave.received:
+            why = f"and then {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise stopped(checkpoints.newest_sealed(keeper.output_dir), why) from error
+        raise
+    finally:
+        keeper.finish()
+    if trainer.leave.requested:
+        newest = checkpoints.gather((layout.leads, checkpoints.newest_sealed(keeper.output_dir)))
+        step = min((step for leads, step in newest if leads), key=lambda step: step or 0)
+        raise stopped(step, f"at step {trainer.state.global_step} of {trainer.state.max_steps}")
 
     folder = policy.save(trainer, processor, source, arguments)
     if trainer.is_world_process_zero():
@@ -101,6 +129,54 @@ def fetched(name: str, arguments: Arguments) -> str:
     # The first process of each host fetches, and the others find it there.
     with arguments.grpo.main_process_first(local=True, desc="fetch"):
         return str(fetch(name, cache_folder()))
+
+
+def layout_of(grpo: GRPOConfig) -> checkpoints.Layout:
+    """Who writes which part of a checkpoint. Without save_on_each_node all nodes share a disk and count as one."""
+    processes, rank = grpo.world_size, grpo.process_index
+    # torchrun and accelerate say how many processes a node has by one name, DeepSpeed's launcher by another.
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or processes)
+    if not grpo.save_on_each_node or local >= processes:
+        return checkpoints.Layout(0, 1, processes, tuple(range(processes)), leads=rank == 0)
+    first = rank - rank % local
+    ranks = tuple(range(first, first + local))
+    return checkpoints.Layout(rank // local, processes // local, processes, ranks, leads=rank == first)
+
+
+def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> Path | None:
+    """The checkpoint that this run goes on from, agreed on by all ranks; None starts from the beginning."""
+    vqa, grpo = arguments.vqa, arguments.grpo
+    asked = str(grpo.resume_from_checkpoint or "")
+    own = asked.lower() == "true"
+    output_dir = Path(str(grpo.output_dir))
+
+    def chosen(locations: list[str]) -> Path | None:
+        found = checkpoints.choose(locations, output_dir, layout)
+        if found and grpo.process_index == 0:
+            checkpoints.say_aloud(f"going on from {found}")
+        return found
+
+    if own and (found := chosen([str(output_dir), *filter(None, [vqa.checkpoint_uri])])):
+        return found
+    named = asked if asked and not own and asked.lower() != "false" else vqa.resume_from
+    if named:
+        if found := chosen([named]):
+            return found
+        option = "--resume_from" if named == vqa.resume_from else "--resume_from_checkpoint"
+        raise DataError(f"{option} {named}: there is no whole checkpoint; name another, or leave the option out")
+    if own and grpo.process_index == 0:
+        checkpoints.say_aloud("no checkpoint to go on from: starting from the beginning")
+    return None
+
+
+def stopped(newest: int | None, where: str) -> StepError:
+    """Why a run that was asked to stop stopped: another attempt can go on where there is a checkpoint."""
+    if newest is None:
+        return JobError(f"stopped by SIGTERM {where}, with no checkpoint to go on from", FailureReason.CANCELLED)
+    return RetryError(
+        f"stopped by SIGTERM {where}; the newest checkpoint is step {newest}: "
+        "start again with --resume_from_checkpoint true"
+    )
 
 
 def open_split(folder: str, template: prompt.PromptTemplate, split: str, arguments: Arguments) -> Any:

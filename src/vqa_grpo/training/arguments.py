@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -129,6 +130,20 @@ class VQAArguments:
     logging_dir: str | None = field(
         default=None,
         metadata={"help": "Folder of TensorBoard files; the same as the variable TENSORBOARD_LOGGING_DIR."},
+    )
+    checkpoint_uri: str | None = field(
+        default=None,
+        metadata={
+            "help": "Storage URI or folder to which each checkpoint is copied while training goes on, under "
+            "step-<number>; --save_total_limit holds there too, and --resume_from_checkpoint true looks there."
+        },
+    )
+    resume_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from another run's checkpoint: its --checkpoint_uri, one of the steps there, its output "
+            "folder, or one checkpoint folder. With --resume_from_checkpoint true this run's own come first."
+        },
     )
     publish_uri: str | None = field(
         default=None,
@@ -489,6 +504,45 @@ def _nearest_batches(batch: int, world: int) -> list[int]:
     return [number for number in (below, above) if number]
 
 
+def _checkpoints(reading: Reading) -> None:
+    values = reading.values
+    for name, instead in {
+        "enable_jit_checkpoint": "SIGTERM already makes all ranks save at the next step",
+        "save_only_model": "such a checkpoint cannot be resumed from; the final model is written in any case",
+    }.items():
+        if values[name]:
+            raise ConfigurationError(f"--{name} cannot be used: {instead}; leave it out")
+    saving = values["save_strategy"] != "no"
+    if values["checkpoint_uri"] and not saving:
+        raise ConfigurationError(
+            f"--checkpoint_uri {values['checkpoint_uri']} has nothing to copy under --save_strategy no: "
+            "give --save_strategy steps and --save_steps"
+        )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
+    if local < world and "save_on_each_node" not in reading.given:
+        values["save_on_each_node"] = True
+        reading.notes.append("several nodes: each saves its own part of a checkpoint (--save_on_each_node)")
+    if values["sync_ref_model"] and saving:
+        reading.notes.append("--sync_ref_model: the moving reference is in no checkpoint, a resumed run starts it anew")
+    every, step = _steps_between_generations(values), values["save_steps"]
+    if values["save_strategy"] == "steps" and step >= 1 and int(step) % every:
+        near = [number for number in (step // every * every, (step // every + 1) * every) if number]
+        reading.notes.append(
+            f"--save_steps {int(step)} falls between two generations, {every} steps apart: such checkpoints hold the "
+            f"completions and pictures in use too; {' or '.join(str(int(number)) for number in near)} keeps them small"
+        )
+
+
+def _steps_between_generations(values: dict[str, Any]) -> int:
+    """Optimizer steps after which all completions of a generation are used up."""
+    accumulated = values["gradient_accumulation_steps"]
+    batch, _ = _generation_batch(values)
+    passes = batch // (values["per_device_train_batch_size"] * int(os.environ.get("WORLD_SIZE", "1")))
+    micro = max(passes, 1) * values["num_iterations"]
+    return micro // math.gcd(micro, accumulated)
+
+
 def _quiet_bar(reading: Reading) -> None:
     # A watching process reads lines; tqdm's carriage returns would only be noise between them.
     if os.environ.get("VQA_GRPO_PROGRESS") == "lines" and "disable_tqdm" not in reading.given:
@@ -505,6 +559,7 @@ RULES = (
     _device,
     _deepspeed,
     _groups,
+    _checkpoints,
     _quiet_bar,
 )
 
