@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa_grpo.data.checks import Problem
+from vqa_grpo.data.checks import Problem, named
 from vqa_grpo.data.index import BATCH_ROWS, number_column
 
 KEEPS = {"test": 2, "validation": 1}  # a split with a higher number keeps a picture from those with a lower one
@@ -73,10 +73,10 @@ class Across:
 
 def _sentence(code: str, other: dict[str, Any]) -> str:
     if code == "row_duplicate":
-        return f"the same picture and texts as row {other['id']}"
+        return f"the same picture and texts as row {named(other['id'])}"
     if code == "answers_conflict":
-        return f"row {other['id']} asks the same about the same picture and has another answer"
-    return f"row {other['id']} of {other['split']} has the same picture, and {other['split']} keeps it"
+        return f"row {named(other['id'])} asks the same about the same picture and has another answer"
+    return f"row {named(other['id'])} of {other['split']} has the same picture, and {other['split']} keeps it"
 
 
 def look_across(index: Path, splits: Sequence[str]) -> Across:

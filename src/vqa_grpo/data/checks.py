@@ -99,6 +99,16 @@ def storable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def named(row_id: str) -> str:
+    """A row's id as a sentence can hold it: short, on one line, and nothing that steers a terminal.
+
+    >>> named("train/00000007"), named("\x1b[2J")
+    ('train/00000007', '\\\\x1b[2J')
+    """
+    short = row_id if len(row_id) <= 80 else row_id[:79] + "…"
+    return short if short.isprintable() else repr(short)[1:-1]
+
+
 def _encoding(record: Record) -> Iterator[Problem]:
     texts = (record.question, record.answer, record.source, record.id)
     together = "\n".join((*texts, *record.reference_steps, *record.choices, *record.options))
