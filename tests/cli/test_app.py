@@ -247,6 +247,25 @@ def test_two_conversions_into_one_folder_do_not_meet(refused, source, tmp_path):
         os.close(other)
 
 
+def test_shares_of_more_than_the_whole_are_refused_before_the_long_work(refused, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": "none.png", "question": "q", "answer": "a"}))
+    said = refused(78, "convert", rows, tmp_path / "out", "--validation", "0.6", "--test", "0.6")
+    assert "not more than 1 together" in said
+    assert list(tmp_path.iterdir()) == [rows]
+
+
+def test_data_that_are_refused_leave_a_report_and_no_data_set(refused, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "none.png", "question": "q", "answer": "a"}))
+    (tmp_path / "mine").mkdir()
+    for name in ("out", "mine"):
+        said = refused(65, "convert", tmp_path / "rows.jsonl", tmp_path / name)
+        assert said.endswith(f"all of it stands in {tmp_path / name}.report/report.html")
+        assert (tmp_path / f"{name}.report" / "report.html").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.report", "out.report", "rows.jsonl"]
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_an_empty_folder_is_converted_into_from_inside(cli, source, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

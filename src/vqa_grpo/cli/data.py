@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_grpo.config import load
-from vqa_grpo.contract.failure import ConfigurationError
+from vqa_grpo.contract.failure import ConfigurationError, DataError
 from vqa_grpo.data.source import Part
 from vqa_grpo.steps.data_plan import DataPlan, open_source
 
@@ -84,7 +85,8 @@ def convert(plan: DataPlan, out: Path, shard: str, merge: int, report: Path | No
     """
     from vqa_grpo.data.convert import merge as merge_parts
     from vqa_grpo.data.scan import INDEX
-    from vqa_grpo.data.validate import REPORT, refuse_if_bad
+    from vqa_grpo.data.splits import shares
+    from vqa_grpo.data.validate import HTML, REPORT, refusal
     from vqa_grpo.report.data import DataReport
 
     if (shard or merge) and report is None:
@@ -93,12 +95,14 @@ def convert(plan: DataPlan, out: Path, shard: str, merge: int, report: Path | No
     _check_free(out)
     part = part_of(shard) if shard else Part()
     source = open_source(plan.data)
+    shares(plan.split_rule, [split for split, rows in source.rows.items() if rows])  # refused before the long work
     with (
         _alone(_part_folder(out, part) if shard else out) as folder,
         _validation(plan, source, out, report) as checked,
     ):
         found = DataReport.from_dict(json.loads((checked / REPORT).read_text(encoding="utf-8")))
-        refuse_if_bad(found, plan.rules)
+        if refused := refusal(found, plan.rules):
+            raise DataError(f"{refused}; all of it stands in {checked / HTML}")
         if merge:
             made = merge_parts(_part_folders(out, merge), out)
         else:
@@ -133,11 +137,14 @@ def _check_free(out: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[Path]:
-    """The folder, made where it is missing, with nobody else writing into it; removed again if it stays empty.
+    """The folder, made where it is missing, with nobody else writing into it; if we made it, it does not stay empty.
 
     Raises ConfigurationError while another process is at it. The lock goes with the process, however that ends.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,8 +156,9 @@ def _alone(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with suppress(OSError):
-            folder.rmdir()
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
         os.close(handle)
 
 
