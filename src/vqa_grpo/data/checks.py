@@ -48,6 +48,7 @@ CODES = {
     "step_chained": "a reference step is a chain of reasons",
     "step_clauses": "a reference step is more than one clause",
     "row_duplicate": "an earlier row has the same picture and texts",
+    "id_repeated": "another row has the same id: predictions cannot be told apart by it",
     "answers_conflict": "the same question about the same picture has another answer elsewhere",
     "image_leak": "the picture is held out by another split, which keeps it",
 }
