@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -219,6 +223,95 @@ def test_converting_never_writes_over_anything(refused, source, tmp_path):
     assert [path.name for path in tmp_path.glob("there*/*")] == ["own.txt"]
 
 
+def test_a_conversion_killed_between_its_last_files_ends_when_asked_again(cli, refused, source, tmp_path):
+    whole = answer(cli, "convert", source, tmp_path / "out")
+    assert answer(cli, "convert", source, tmp_path / "out") == whole
+    assert "is a converted data set already" in refused(78, "convert", source, tmp_path / "out", "--seed", "5")
+    (tmp_path / "out" / "report").rename(tmp_path / "out.report")
+    (tmp_path / "out" / ".convert").mkdir()
+    assert answer(cli, "convert", source, tmp_path / "out") == whole
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
+    assert (tmp_path / "out" / "report" / "report.html").exists()
+    assert not (tmp_path / "out" / ".convert").exists()
+
+
+def test_two_conversions_into_one_folder_do_not_meet(refused, source, tmp_path):
+    (tmp_path / "out").mkdir()
+    other = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    try:
+        assert "another process writes into" in refused(78, "convert", source, tmp_path / "out")
+        assert "another process writes into" in refused(78, "validate", source, "--out", tmp_path / "out")
+        assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+    finally:
+        os.close(other)
+
+
+def test_shares_of_more_than_the_whole_are_refused_before_the_long_work(refused, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": "none.png", "question": "q", "answer": "a"}))
+    said = refused(78, "convert", rows, tmp_path / "out", "--validation", "0.6", "--test", "0.6")
+    assert "not more than 1 together" in said
+    assert list(tmp_path.iterdir()) == [rows]
+
+
+def test_data_that_are_refused_leave_a_report_and_no_data_set(refused, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "none.png", "question": "q", "answer": "a"}))
+    (tmp_path / "mine").mkdir()
+    for name in ("out", "mine"):
+        said = refused(65, "convert", tmp_path / "rows.jsonl", tmp_path / name)
+        assert said.endswith(f"all of it stands in {tmp_path / name}.report/report.html")
+        assert (tmp_path / f"{name}.report" / "report.html").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.report", "out.report", "rows.jsonl"]
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_an_empty_folder_is_converted_into_from_inside(cli, source, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    answer(cli, "convert", source, ".")
+    assert sorted(path.name for path in tmp_path.glob("here*")) == ["here"]
+    assert (tmp_path / "here" / "report").is_dir()
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/out", "file:///tmp/out", "half \udcff"])
+def test_a_folder_that_cannot_be_written_into_is_refused_before_anything_is_made(
+    refused, source, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    assert "give a folder " in refused(78, "convert", source, name)
+    assert "give a folder " in refused(78, "validate", source, "--out", name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_s_name_that_looks_like_an_address_is_a_folder_s_name(cli, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer(cli, "convert", source, "run:1")
+    assert [path.name for path in tmp_path.iterdir()] == ["run:1"]
+
+
+def test_a_source_that_breaks_in_the_middle_leaves_nothing(refused, tmp_path):
+    file = tmp_path / "set.parquet"
+    texts = [str(number) for number in range(1000)]
+    pq.write_table(pa.table({"image": [b"no picture"] * 1000, "question": texts, "answer": texts}), file)
+    data = bytearray(file.read_bytes())
+    data[300:1300] = bytes(1000)
+    file.write_bytes(data)
+    assert "set.parquet cannot be read: " in refused(65, "convert", file, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["set.parquet"]
+
+
+def test_a_row_s_id_cannot_steer_the_terminal(cli, tmp_path):
+    row = {"image": "none.png", "question": "q", "answer": "a", "id": "\x1b[2J\nall is well " + "x" * 1000}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    code, out, err = cli("validate", tmp_path / "rows.jsonl")
+    said = err.splitlines()[-1]
+    assert code == 65
+    assert "\x1b" not in out
+    assert "\\x1b[2J\\nall is well xxx" in said
+    assert len(said) < 500
+
+
 def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -242,7 +335,7 @@ def test_a_full_disk_is_called_one(refused, source, tmp_path, monkeypatch):
     assert "disk full while writing a file: free some space" in refused(
         75, "validate", source, "--out", tmp_path / "out"
     )
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_parts_of_a_data_set_put_together_are_the_whole(cli, source, tmp_path):

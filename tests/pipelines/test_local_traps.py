@@ -164,8 +164,12 @@ def test_a_run_with_nan_in_its_predictions_and_in_its_history_comes_to_its_end(g
 
 
 def test_no_component_returns_or_takes_a_list_or_a_dict():
-    """Integers in them come back as floats. Texts of JSON do not change on their way."""
-    for path in STEP_FILES:
+    """Integers in them come back as floats. Texts of JSON do not change on their way.
+
+    A loop cannot do without: these three hand on texts, or numbers that the loop's tasks make integers again.
+    """
+    loops = {"list_parts", "conclude_validation", "merge_parts"}
+    for path in (path for path in STEP_FILES if path.stem not in loops):
         module = __import__(f"vqa_grpo.components.{path.stem}", fromlist=[path.stem])
         spec = getattr(module, path.stem).component_spec
         ports = {**(spec.inputs or {}), **(spec.outputs or {})}

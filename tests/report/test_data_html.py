@@ -260,6 +260,17 @@ def test_bars_are_as_long_as_their_counts():
     assert count_bars([], 0, title="Answers")
 
 
+@pytest.mark.parametrize("kind", ["palette", "one colour"])
+def test_a_thumbnail_is_drawn_of_a_picture_with_transparent_colours_and_a_large_profile(kind):
+    noise = Image.frombytes("RGB", (300, 200), random.Random(0).randbytes(180_000))
+    picture, transparent = (noise.quantize(), bytes(range(256))) if kind == "palette" else (noise, (1, 2, 3))
+    buffer = BytesIO()
+    picture.save(buffer, "PNG", transparency=transparent, icc_profile=random.Random(1).randbytes(50_000))
+    for small in (thumbnail(buffer.getvalue()), small_thumbnail(buffer.getvalue(), 5_000)):
+        assert len(small) <= 12_000
+        assert kind_of_thumbnail(small)
+
+
 @pytest.mark.parametrize(("side", "kind"), [(20, "PNG"), (300, "JPEG")])
 @pytest.mark.parametrize("allowed", [2_000, 20_000])
 def test_a_thumbnail_for_a_page_of_many_keeps_within_its_bytes(side, kind, allowed):

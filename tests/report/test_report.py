@@ -1,4 +1,5 @@
 import random
+import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from io import BytesIO
@@ -91,6 +92,7 @@ def test_hostile_text_is_shown_as_text_wherever_it_stands(run, read_page):
     assert "\x00" not in text
     text.encode()  # no lone surrogate is left
     markdown = render_markdown(hostile)
+    assert not re.search("[\0-\x09\x0b-\x1f\ud800-\udfff]", markdown)
     assert "<script" not in markdown
     assert "<img" not in markdown
     table = [line for line in markdown.splitlines() if line.startswith("| ")]

@@ -217,3 +217,10 @@ def test_a_folder_that_is_no_data_set_is_told_from_a_damaged_one(tmp_path, resol
         file.write_bytes(b"not arrow")
     with pytest.raises(DataError, match="cannot be read"):
         resolve(f"data.source={json.dumps(str(copy))}")
+
+
+def test_shares_of_more_than_the_whole_are_refused_before_the_data_are_looked_at(tmp_path, resolve):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": "none.png", "question": "q", "answer": "a"}))
+    with pytest.raises(ConfigurationError, match="not more than 1 together"):
+        resolve(f"data.source={rows}", "data.validation_fraction=0.6", "data.test_fraction=0.6")

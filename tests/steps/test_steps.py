@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -17,8 +18,9 @@ import pytest
 from vqa_grpo import steps
 from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, JobError, RetryError, StepError
 from vqa_grpo.contract.layout import step_uri
+from vqa_grpo.data.converted import read_records
 from vqa_grpo.steps import evaluate, train
-from vqa_grpo.steps.shared import config_of
+from vqa_grpo.steps.shared import config_of, dataset_folder
 from vqa_grpo.storage import publish
 
 
@@ -148,6 +150,28 @@ def broken(*_: Any, **__: Any) -> Any:
 
 
 # --- the base model -------------------------------------------------------------------------------------------------
+
+
+def test_a_conversion_stopped_on_its_way_to_being_published_is_published_whole(resolve, tmp_path, monkeypatch):
+    monkeypatch.setenv("VQA_GRPO_WORK", str(tmp_path / "work"))
+    run = resolve()
+    validate(run)
+    rename, moved = Path.rename, []
+
+    def stopped(path: Path, target: Path) -> Path:
+        if "convert-" in str(path):
+            moved.append(path)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as broken, contextlib.suppress(KeyboardInterrupt):
+        broken.setattr(Path, "rename", stopped)
+        convert(run)
+    converted = convert(run)
+    assert moved
+    folder = dataset_folder(converted.dataset_uri)
+    assert {split: len(list(read_records(folder, split))) for split in converted.splits} == converted.splits
 
 
 def test_a_base_model_is_a_hub_name_a_folder_or_a_published_place(resolve, tmp_path):

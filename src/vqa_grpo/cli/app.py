@@ -63,7 +63,9 @@ def main() -> None:
 
 
 def _fail(message: str, reason: FailureReason) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    # A message may quote what stands in data: it stays one line, and steers no terminal.
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(reason.exit_code)
 
 

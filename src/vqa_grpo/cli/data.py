@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_grpo.config import load
-from vqa_grpo.contract.failure import ConfigurationError
+from vqa_grpo.contract.failure import ConfigurationError, DataError
 from vqa_grpo.data.source import Part
 from vqa_grpo.steps.data_plan import DataPlan, open_source
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from vqa_grpo.report.data import DataReport
 
 REPORT_FOLDER = "report"  # not "validation", which is a split
+MADE_OF = "made_of.json"
 
 
 def plan_of(source: str, config: str, settings: list[str], wants_steps: bool = True) -> DataPlan:
@@ -57,17 +61,20 @@ def validate(plan: DataPlan, out: Path | None, shard: str, merge: int) -> DataRe
     checks.check_codes(plan.rules)
     if (shard or merge) and out is None:
         raise ConfigurationError("--shard and --merge need --out, the folder that all parts share")
+    out = out and _here(out)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return checks.validate(open_source(plan.data), plan.rules, Path(folder), plan.data.limit)
     source = open_source(plan.data)
     if shard:
         part = part_of(shard)
-        scan(source, plan.rules, _part_folder(out, part), Part(part.index, part.count, plan.data.limit))
+        with _alone(_part_folder(out, part)) as folder:
+            scan(source, plan.rules, folder, Part(part.index, part.count, plan.data.limit))
         return None
-    if merge:
-        return checks.conclude(source.name, _part_folders(out, merge), plan.rules, out)
-    return checks.validate(source, plan.rules, out, plan.data.limit)
+    with _alone(out):
+        if merge:
+            return checks.conclude(source.name, _part_folders(out, merge), plan.rules, out)
+        return checks.validate(source, plan.rules, out, plan.data.limit)
 
 
 def convert(plan: DataPlan, out: Path, shard: str, merge: int, report: Path | None) -> tuple[ConvertedData, DataReport]:
@@ -76,29 +83,30 @@ def convert(plan: DataPlan, out: Path, shard: str, merge: int, report: Path | No
     A part needs the `report` folder of the whole source's validation. Raises DataError where the rules refuse the
     data, before anything is converted.
     """
-    from vqa_grpo.data.convert import WORK
-    from vqa_grpo.data.converted import CONVERSION
+    from vqa_grpo.data.convert import merge as merge_parts
     from vqa_grpo.data.scan import INDEX
-    from vqa_grpo.data.validate import refuse_if_bad
+    from vqa_grpo.data.splits import shares
+    from vqa_grpo.data.validate import HTML, REPORT, refusal
     from vqa_grpo.report.data import DataReport
 
     if (shard or merge) and report is None:
         raise ConfigurationError("--shard and --merge need --report, the folder of the whole source's validation")
-    if (out / CONVERSION).exists():
-        raise ConfigurationError(f"{out} is a converted data set already: name a new folder")
-    if out.exists() and not (out.is_dir() and ((out / WORK).is_dir() or not any(out.iterdir()))):
-        raise ConfigurationError(f"{out} exists already: name a new folder")
+    out = _here(out)
+    _check_free(out)
+    part = part_of(shard) if shard else Part()
     source = open_source(plan.data)
-    with _validation(plan, source, out, report) as checked:
-        found = DataReport.from_dict(json.loads((checked / "report.json").read_text(encoding="utf-8")))
-        refuse_if_bad(found, plan.rules)
+    shares(plan.split_rule, [split for split, rows in source.rows.items() if rows])  # refused before the long work
+    with (
+        _alone(_part_folder(out, part) if shard else out) as folder,
+        _validation(plan, source, out, report) as checked,
+    ):
+        found = DataReport.from_dict(json.loads((checked / REPORT).read_text(encoding="utf-8")))
+        if refused := refusal(found, plan.rules):
+            raise DataError(f"{refused}; all of it stands in {checked / HTML}")
         if merge:
-            from vqa_grpo.data.convert import merge as merge_parts
-
             made = merge_parts(_part_folders(out, merge), out)
         else:
-            part = part_of(shard) if shard else Part()
-            made = plan.convert(source, checked / INDEX, _part_folder(out, part) if shard else out, part)
+            made = plan.convert(source, checked / INDEX, folder, part)
     return made, found
 
 
@@ -108,9 +116,59 @@ def figures(made: ConvertedData, found: DataReport) -> dict[str, Any]:
     return found.figures() | {name: facts[name] for name in ("digest", "splits", "left_out", "held_out", "resized")}
 
 
+def _here(out: Path) -> Path:
+    """The folder's whole name: Arrow takes a name like run:1 for an address, and "." has no neighbours."""
+    if str(out).startswith(("s3:", "minio:", "file:")):
+        raise ConfigurationError(f"{out}: give a folder of this machine to write into, and upload that")
+    if not str(out).isprintable():
+        raise ConfigurationError(f"{str(out)!r}: give a folder whose name can be written in UTF-8")
+    return Path(os.path.abspath(out))
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder that holds anything but a conversion of ours, whole or broken off."""
+    from vqa_grpo.data.convert import WORK
+    from vqa_grpo.data.converted import CONVERSION
+
+    ours = (out / WORK).is_dir() or (out / CONVERSION).is_file()
+    if not ours and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigurationError(f"{out} exists already: name a new folder")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """The folder, made where it is missing, with nobody else writing into it; if we made it, it does not stay empty.
+
+    Raises ConfigurationError while another process is at it. The lock goes with the process, however that ends.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigurationError(f"another process writes into {folder}: wait for it, or name another") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield folder
+    finally:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        os.close(handle)
+
+
 @contextmanager
 def _validation(plan: DataPlan, source: Source, out: Path, report: Path | None) -> Iterator[Path]:
-    """The folder of the validation: the one given, or one made beside `out` that goes into it at the end."""
+    """The folder of the validation: the one given, or one made beside `out` that goes into it at the end.
+
+    What it was made of stays in it, so that whoever asks again for the same conversion is given it.
+    """
+    from vqa_grpo.data.converted import CONVERSION
     from vqa_grpo.data.validate import REPORT, validate
 
     if report is not None:
@@ -118,20 +176,36 @@ def _validation(plan: DataPlan, source: Source, out: Path, report: Path | None) 
             raise ConfigurationError(f"--report {report} holds no {REPORT}: validate the source with --out {report}")
         yield report
         return
-    beside = out.with_name(f"{out.name}.{REPORT_FOLDER}")
+    beside, kept = _beside(out, REPORT_FOLDER), out / REPORT_FOLDER
     made_of = json.dumps([plan.data_config, plan.checks, source.fingerprint])
-    mark = beside / "made_of.json"
-    if not (mark.is_file() and mark.read_text(encoding="utf-8") == made_of):
+    if (out / CONVERSION).is_file() and not beside.exists():
+        if not _is_made_of(kept, made_of):
+            raise ConfigurationError(f"{out} is a converted data set already: name a new folder")
+        yield kept
+        return
+    if not _is_made_of(beside, made_of):
         shutil.rmtree(beside, ignore_errors=True)
-        validate(source, plan.rules, beside, plan.data.limit)
-        mark.write_text(made_of, encoding="utf-8")
+        try:
+            validate(source, plan.rules, beside, plan.data.limit)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        (beside / MADE_OF).write_text(made_of, encoding="utf-8")
     yield beside
-    mark.unlink()
-    beside.rename(out / REPORT_FOLDER)
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.move(beside, kept)  # out may be a disk of its own, to which nothing can be renamed
+
+
+def _is_made_of(folder: Path, made_of: str) -> bool:
+    return (folder / MADE_OF).is_file() and (folder / MADE_OF).read_text(encoding="utf-8") == made_of
+
+
+def _beside(out: Path, ending: str) -> Path:
+    return out.with_name(f"{out.name}.{ending}")
 
 
 def _part_folder(out: Path, part: Part) -> Path:
-    return out.with_name(f"{out.name}.parts") / f"{part.index}-of-{part.count}"
+    return _beside(out, "parts") / f"{part.index}-of-{part.count}"
 
 
 def _part_folders(out: Path, count: int) -> list[Path]:

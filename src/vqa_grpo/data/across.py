@@ -6,6 +6,7 @@ by chance, and only they are held: some 60 bytes for each row at the most.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa_grpo.data.checks import Problem
+from vqa_grpo.data.checks import Problem, named
 from vqa_grpo.data.index import BATCH_ROWS, number_column
 
 KEEPS = {"test": 2, "validation": 1}  # a split with a higher number keeps a picture from those with a lower one
@@ -73,10 +74,12 @@ class Across:
 
 def _sentence(code: str, other: dict[str, Any]) -> str:
     if code == "row_duplicate":
-        return f"the same picture and texts as row {other['id']}"
+        return f"the same picture and texts as row {named(other['id'])}"
+    if code == "id_repeated":
+        return f"row {other['number']:,} of {other['split']} has this id, too: give each row one of its own, or none"
     if code == "answers_conflict":
-        return f"row {other['id']} asks the same about the same picture and has another answer"
-    return f"row {other['id']} of {other['split']} has the same picture, and {other['split']} keeps it"
+        return f"row {named(other['id'])} asks the same about the same picture and has another answer"
+    return f"row {named(other['id'])} of {other['split']} has the same picture, and {other['split']} keeps it"
 
 
 def look_across(index: Path, splits: Sequence[str]) -> Across:
@@ -86,7 +89,12 @@ def look_across(index: Path, splits: Sequence[str]) -> Across:
     """
     split, usable = _splits_and_usable(index, splits)
     pictures, several, leaks = _leaks(index, splits, split, usable)
-    found = [leaks, _duplicates(index, usable), _conflicts(index, usable)]
+    found = [
+        leaks,
+        _repeated(index, usable, "row_duplicate", "content"),
+        _repeated(index, usable, "id_repeated", "id"),
+        _conflicts(index, usable),
+    ]
     counts = Counter({kind.code: len(kind.rows) for kind in found if len(kind.rows)})
     return Across(pictures, several, counts, index, found)
 
@@ -117,10 +125,11 @@ def _leaks(
     return pictures, int((weakest < strongest).sum()), _Found("image_leak", rows[leaks], keeper[group[leaks]])
 
 
-def _duplicates(index: Path, usable: NDArray[np.bool_]) -> _Found:
-    rows, changes = _together(index, "content", usable)
+def _repeated(index: Path, usable: NDArray[np.bool_], code: str, column: str) -> _Found:
+    """The usable rows with an earlier one's value in a column; the first one shows it."""
+    rows, changes = _together(index, column, usable)
     first = rows[changes][_groups(changes)[~changes]]
-    return _Found("row_duplicate", rows[~changes], first)
+    return _Found(code, rows[~changes], first)
 
 
 def _conflicts(index: Path, usable: NDArray[np.bool_]) -> _Found:
@@ -169,15 +178,22 @@ def _changes(values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[np.bool_
 
 
 def _halves(index: Path, column: str, wanted: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """The first and the second 8 bytes of the wanted rows' digests, as two rows; zeros where a digest is shorter."""
+    """The first and the second 8 bytes of the wanted rows' digests, as two rows; zeros where a digest is shorter.
+
+    Of a column of texts, those of the texts' own digests.
+    """
     halves = np.empty((2, np.count_nonzero(wanted)), np.uint64)
     start = done = 0
     for batch in _batches(index, [column]):
-        values = b"".join(value[:16].ljust(16, b"\0") for value in batch.column(0).to_pylist())
+        values = b"".join(_digest(value)[:16].ljust(16, b"\0") for value in batch.column(0).to_pylist())
         some = np.frombuffer(values, np.uint64).reshape(-1, 2)[wanted[start : start + len(batch)]]
         halves[:, done : done + len(some)] = some.T
         start, done = start + len(batch), done + len(some)
     return halves
+
+
+def _digest(value: str | bytes) -> bytes:
+    return hashlib.sha256(value.encode()).digest() if isinstance(value, str) else value
 
 
 def _splits_and_usable(index: Path, splits: Sequence[str]) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:

@@ -48,6 +48,7 @@ CODES = {
     "step_chained": "a reference step is a chain of reasons",
     "step_clauses": "a reference step is more than one clause",
     "row_duplicate": "an earlier row has the same picture and texts",
+    "id_repeated": "another row has the same id: predictions cannot be told apart by it",
     "answers_conflict": "the same question about the same picture has another answer elsewhere",
     "image_leak": "the picture is held out by another split, which keeps it",
 }
@@ -97,6 +98,16 @@ def is_visible(text: str) -> bool:
 def storable(text: str) -> str:
     """The text as UTF-8, and thus Arrow, can hold it: lone surrogates are written as escapes."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def named(row_id: str) -> str:
+    """A row's id as a sentence can hold it: short, on one line, and nothing that steers a terminal.
+
+    >>> named("train/00000007"), named("\x1b[2J")
+    ('train/00000007', '\\\\x1b[2J')
+    """
+    short = row_id if len(row_id) <= 80 else row_id[:79] + "…"
+    return short if short.isprintable() else repr(short)[1:-1]
 
 
 def _encoding(record: Record) -> Iterator[Problem]:

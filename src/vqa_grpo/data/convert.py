@@ -76,11 +76,11 @@ def convert(
     plan = _name(_sha256_of(index), asdict(rule), part.limit, resize and asdict(resize))
     where = {"index": part.index, "count": part.count, "limit": part.limit}
     name = _name(plan, where, shard_bytes, LAYOUT)
-    if (done := _go_on(out, name)) is not None:
-        return done
     whole = plan_splits(index, rule, part.limit)
     if not (whole.target == TRAIN).any():
         raise DataError(f"no row of {source.name} is left for training: lower the fractions, or mend the data")
+    if (done := _go_on(out, name)) is not None:
+        return done
     job = _Job(source, index, whole.only(part), part, resize, out, shard_bytes)
     del whole
     job.write()

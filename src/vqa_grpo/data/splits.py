@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -104,7 +103,7 @@ def plan_splits(index: Path, rule: SplitRule, limit: int = 0) -> SplitPlan:
 
     free = target == TRAIN
     stratum = _strata(index, plan.position, free, picture[free], len(pictures))
-    dealt = _deal(pictures, stratum, rule.seed, _shares(rule, own))
+    dealt = _deal(pictures, stratum, rule.seed, shares(rule, own))
     target[free] = dealt[picture[free]]
     return replace(plan, target=target)
 
@@ -128,8 +127,9 @@ def _in_order(index: Path) -> SplitPlan:
     return SplitPlan(names, codes, split[order], number[order], order, target, fatal[order])
 
 
-def _shares(rule: SplitRule, own: dict[str, Any]) -> tuple[Fraction, Fraction, Fraction]:
-    """Shares of train, validation and test, exact as they were written: 0.1 is a tenth."""
+def shares(rule: SplitRule, own: Collection[str]) -> tuple[Fraction, Fraction, Fraction]:
+    """Shares of train, validation and test, exact as they were written: 0.1 is a tenth; none for a split that the
+    source has of its `own`. Raises ConfigurationError for shares of more than the whole."""
     validation = Fraction(0) if "validation" in own else Fraction(str(float(rule.validation)))
     test = Fraction(0) if "test" in own else Fraction(str(float(rule.test)))
     if validation < 0 or test < 0 or validation + test > 1:

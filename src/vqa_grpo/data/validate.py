@@ -7,7 +7,7 @@ import hashlib
 import heapq
 import itertools
 import json
-import tempfile
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError
 from vqa_grpo.data.across import Across, look_across
-from vqa_grpo.data.checks import CODES
+from vqa_grpo.data.checks import CODES, named
 from vqa_grpo.data.index import schema
 from vqa_grpo.data.rules import Rules
 from vqa_grpo.data.samples import merged
@@ -39,6 +39,7 @@ from vqa_grpo.report.data import DataReport
 from vqa_grpo.report.metrics import clean_metrics
 
 REPORT, MARKDOWN, HTML, METRICS = "report.json", "report.md", "report.html", "metrics.json"
+SCAN = ".scan"  # a fixed name, so that what a killed run left is found and cleared away
 SHOWN_PER_CODE = 5
 _PLACE = itemgetter(0)  # of a line or a piece: split and number, or split and block
 
@@ -47,9 +48,13 @@ def validate(source: Source, rules: Rules, folder: Path, limit: int = 0, workers
     """Check every row of a source, or the first `limit` of each split, and write what `conclude` writes."""
     check_codes(rules)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".scan-", dir=folder) as work:
-        scan(source, rules, Path(work), Part(limit=limit), workers)
-        return conclude(source.name, [Path(work)], rules, folder)
+    work = folder / SCAN
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        scan(source, rules, work, Part(limit=limit), workers)
+        return conclude(source.name, [work], rules, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def conclude(source_name: str, scans: Sequence[Path], rules: Rules, folder: Path) -> DataReport:
@@ -234,7 +239,9 @@ def _merge_problems(parts: Sequence[_Scanned], across: Across, path: Path) -> li
             file.write(line)
             seen[note["code"]] += 1
             if seen[note["code"]] <= SHOWN_PER_CODE:
-                examples.append({key: note[key] for key in ("id", "split", "code", "sentence", "fatal")})
+                examples.append(
+                    {key: note[key] for key in ("split", "code", "sentence", "fatal")} | {"id": named(note["id"])}
+                )
     return examples
 
 

@@ -8,6 +8,8 @@ import re
 from vqa_grpo.report.run import Group, RunReport, headline, interval, percent, points
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|~#])")
+# What steers a terminal or turns the reading direction, and halves of characters, which no file can hold.
+_UNSEEN = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def render_markdown(report: RunReport) -> str:
@@ -27,7 +29,8 @@ def render_markdown(report: RunReport) -> str:
 
 def escape(text: str) -> str:
     """Text that Markdown and the HTML inside it leave as it is, on one line."""
-    return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    plain = _UNSEEN.sub("\ufffd", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", html.escape(plain, quote=False))
 
 
 def _row(group: Group) -> str:

@@ -64,6 +64,7 @@ def _small(encoded: bytes) -> Image | None:
     except Exception:  # Pillow raises many kinds for broken files, and a report goes on without the picture
         return None
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    picture.info.clear()  # Pillow would save the colour profile too, and stumble over a transparent colour
     return picture
 
 

@@ -63,8 +63,7 @@ def converted(plan: DataPlan, fingerprint: str, report_uri: str, uri: str, part:
     index = publish.fetch(report_uri, publish.cache_folder()) / INDEX
     with broken_off(uri) as unfinished:
         facts = plan.convert(unchanged(plan, fingerprint), index, unfinished, part)
-        for path in unfinished.iterdir():
-            path.rename(folder / path.name)
+        unfinished.rename(folder)  # in the place of an empty one, all at once: half a result would be gone on with
     return figures(facts)
 
 

@@ -48,14 +48,16 @@ def resolve(
     Without a `run_id` the run is named after everything that decides its result, so that the same run started
     again goes on instead of starting over. `code` is the image's digest; empty takes this package's own.
     """
+    from vqa_grpo.data.splits import shares
+
     run = checked(config, settings or [])
     if not root:
         raise ConfigurationError("no place to write to: give an output root, s3://bucket/prefix or a folder")
     check_run_id(run_id)
-    source = open_source(run.data)
+    source, plan = open_source(run.data), DataPlan.of(run)
+    shares(plan.split_rule, [split for split, rows in source.rows.items() if rows])
     code = code or code_digest()
     run_id = run_id or "run-" + key_of(run.canonical(), source.fingerprint, code, _local_inputs(run))[:12]
-    plan = DataPlan.of(run)
     return Resolved(run.canonical(), plan.data_config, plan.checks, run_id, normalise(root), source.fingerprint, code)
 
 

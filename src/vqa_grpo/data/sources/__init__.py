@@ -12,7 +12,7 @@ from vqa_grpo.data.sources.mix import Component, mixed
 from vqa_grpo.data.sources.places import Place, look_at
 from vqa_grpo.data.sources.records import Columns
 
-__all__ = ["Source", "open_folder", "open_place", "open_source"]
+__all__ = ["Source", "open_place", "open_source"]
 
 BUILT_IN = "builtin:"
 _READERS: dict[tuple[str, ...], Callable[[Place, Columns], Source]] = {
@@ -60,8 +60,3 @@ def open_place(place: str, columns: Mapping[str, str] | None = None) -> Source:
         mixture = " and ".join(suffixes[0] for suffixes in kinds)
         raise ConfigurationError(f"data.source {place!r} holds {mixture} files: give a folder or file of one kind")
     return _READERS[kinds[0]](found, named)
-
-
-def open_folder(path: str) -> Source:
-    """`open_place` for callers of before there were other places."""
-    return open_place(path)
