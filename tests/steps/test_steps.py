@@ -341,6 +341,20 @@ def test_every_setting_of_the_train_section_reaches_training(resolve):
     assert {f"--{name}" for name in fields} <= set(words)
 
 
+def test_every_attempt_of_a_job_has_the_same_command_and_goes_on_from_storage(resolve):
+    from vqa_grpo.training import arguments
+
+    run = config_of(resolve("train.save_steps=20", "train.save_total_limit=3").config)
+    words = steps.training_arguments(run, "d", "b", "o", "s3://b/run/model", "s3://b/run/checkpoints")
+    values = arguments.read(words).values
+    assert values["checkpoint_uri"] == "s3://b/run/checkpoints"
+    assert (values["save_strategy"], values["save_steps"], values["save_total_limit"]) == ("steps", 20, 3)
+    assert values["resume_from_checkpoint"] == "true"
+    without = config_of(resolve("train.save_steps=0").config)
+    values = arguments.read(steps.training_arguments(without, "d", "b", "o", "p", "s3://b/run/checkpoints")).values
+    assert (values["save_strategy"], values["checkpoint_uri"]) == ("no", None)
+
+
 # --- decisions ------------------------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,8 @@ class VQATrainer(GRPOTrainer):
         # transformers 5.23 writes weights on rank 0 alone, whatever save_on_each_node says, and so leaves the other
         # nodes' checkpoints without any. Can go once `save_pretrained(is_main_process=True)` writes on every rank.
         if layout.nodes > 1 and hasattr(self.model, "should_save_on_this_rank"):
-            self.model.should_save_on_this_rank = lambda is_main_process: is_main_process
+            model: Any = self.model
+            model.should_save_on_this_rank = lambda is_main_process: is_main_process
         self.leave = LeaveOnSignal()
         self.add_callback(self.leave)
 
@@ -119,7 +120,8 @@ class EpochSampler(RepeatSampler):
 
     def __iter__(self) -> Any:
         if self.shuffle:
-            self.generator.manual_seed((self.seed or 0) + (self._epoch() << 32))
+            # A step that small seeds do not bridge, within the 32 bits that torch's generator heeds.
+            self.generator.manual_seed(((self.seed or 0) + self._epoch() * 1_000_003) % 2**32)
         return super().__iter__()
 
 
