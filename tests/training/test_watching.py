@@ -15,6 +15,8 @@ from warm import Rank
 from vqa_grpo import registry
 from vqa_grpo.contract.layout import RUN_VARIABLE
 
+STEPS = 8
+
 
 @pytest.fixture(scope="module")
 def parent() -> Iterator[warm.Parent]:
@@ -37,7 +39,13 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def options(place: Path, output: Path, *more: str) -> list[str]:
-    return [*warm.options(place / "model", place / "data", output, *more), "--save_steps", "2", "--max_steps", "4"]
+    return [
+        *warm.options(place / "model", place / "data", output, *more),
+        "--save_steps",
+        "2",
+        "--max_steps",
+        str(STEPS),
+    ]
 
 
 def children(tracking: str, parent_run: str) -> list[Any]:
@@ -68,13 +76,15 @@ def test_a_training_is_a_child_run_that_only_a_real_resume_continues(
     (resumed,) = children(tracking, opened)
     assert resumed.info.run_id == interrupted.info.run_id
     assert resumed.info.status == "FINISHED"
-    assert resumed.data.params["max_steps"] == "4"
+    assert resumed.data.params["max_steps"] == str(STEPS)
     history = mlflow.MlflowClient(tracking).get_metric_history(resumed.info.run_id, "rewards/ids/mean")
-    assert [metric.step for metric in history] == [1, 2, 3, 4]
+    assert [metric.step for metric in history] == list(range(1, STEPS + 1))
 
-    # Two ranks are still one run; a fresh start is another one, though it starts from the first one's weights.
-    assert go("second", "--resume_from", str(tmp_path / "first" / "checkpoint-2"), ranks=2) == [0, 0]
+    # A start from another run's checkpoint is a run of its own, and two ranks are still one run.
+    assert go("second", "--resume_from", str(tmp_path / "first" / "checkpoint-8")) == [0]
     assert len(children(tracking, opened)) == 2
+    assert go("third", ranks=2) == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    assert len(children(tracking, opened)) == 3
 
 
 def test_an_mlflow_that_is_away_is_said_once_and_stops_nothing(
@@ -93,7 +103,7 @@ def test_no_picture_is_gathered_over_the_ranks_and_the_first_one_samples_its_own
     import pyarrow.parquet as pq
 
     where = {"GATHERED": str(tmp_path / "gathered")}
-    more = ["--reward_funcs", "gathered:reward", "--save_strategy", "no", "--sample_completions_every", "2"]
+    more = ["--reward_funcs", "gathered:reward", "--save_strategy", "no", "--sample_completions_every", "5"]
     stale = tmp_path / "run" / "completions" / "step-000099.html"
     stale.parent.mkdir(parents=True)
     stale.write_text("of an earlier run")
@@ -107,12 +117,10 @@ def test_no_picture_is_gathered_over_the_ranks_and_the_first_one_samples_its_own
     assert max(note["bytes"] for note in prompts) < 4000  # the text of four prompts
 
     samples = tmp_path / "run" / "completions"
-    assert sorted(path.name for path in samples.iterdir()) == [
-        *("step-000000.html", "step-000000.parquet", "step-000002.html", "step-000002.parquet")
-    ]
-    table = pq.read_table(samples / "step-000002.parquet")
+    assert sorted(path.stem for path in samples.glob("*.html")) == ["step-000000", "step-000005"]
+    table = pq.read_table(samples / "step-000005.parquet")
     assert table.num_rows == 4  # of the eight of both ranks
-    assert set(table.column("step").to_pylist()) == {2}
+    assert set(table.column("step").to_pylist()) == {5}
     assert all(value is not None for value in table.column("reward/reward").to_pylist())
     assert all(image["bytes"] for image in table.column("image").to_pylist())
-    assert (samples / "step-000002.html").read_text().count("data:image/png;base64,") == 4
+    assert (samples / "step-000005.html").read_text().count("data:image/png;base64,") == 4
