@@ -57,10 +57,10 @@ class VisualAnswers:
         return DataFrame(found, columns=list(COLUMNS), dtype=object)
 
     def _text(self, row: Mapping[str, Any]) -> str:
-        options = row.get("options")
-        # A column of which some rows have no options holds NaN there.
-        given = [str(option) for option in options] if hasattr(options, "__len__") else []
-        return self._template.render(str(row["question"]), options=given)
+        options: Any = row.get("options")
+        if not hasattr(options, "__len__"):  # NaN, where other rows have some
+            options = ()
+        return self._template.render(str(row["question"]), options=[str(option) for option in options])
 
     def _answers(self, asked: list[tuple[Image, str]]) -> list[dict[str, Any]]:
         answers = []

@@ -162,11 +162,12 @@ def watch_with_mlflow(arguments: Arguments, continues: Path | None) -> MLflowRun
     """The callback in place of transformers' own, where --report_to names MLflow. `continues` is a checkpoint of the
     same training; a fresh start, and one from another training's checkpoint, make a new run."""
     grpo = arguments.grpo
-    if "mlflow" not in grpo.report_to:
+    trackers = list(grpo.report_to or [])
+    if "mlflow" not in trackers:
         return None
     from vqa_grpo.training.mlflow_run import MLflowRun, continued
 
-    grpo.report_to = [name for name in grpo.report_to if name != "mlflow"]
+    grpo.report_to = [name for name in trackers if name != "mlflow"]
     training = (continued(continues) if continues else None) or uuid.uuid4().hex
     params = {**vars(arguments.model), **grpo.to_dict(), **vars(arguments.vqa)}  # to_dict masks tokens
     return MLflowRun(checkpoints.gather(training)[0], params, reports=grpo.process_index == 0)

@@ -67,7 +67,8 @@ class VQATrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         prompts[:] = [strip_images_from_messages(prompt) for prompt in prompts]
-        if self.samples and self.model.training:
+        model: Any = self.model
+        if self.samples and model.training:
             own = rewards[: len(inputs)].tolist()  # the first rank's rows come first in what was gathered
             self.samples.note(self.state.global_step, inputs, completions, self.reward_func_names, own)
         return rewards
