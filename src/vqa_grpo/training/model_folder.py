@@ -115,10 +115,10 @@ Questions like those of the data set above. Who publishes the model completes th
 
 def _mlmodel(package: str, python: str, record: Mapping[str, Any]) -> dict[str, Any]:
     inputs = [
-        # MLflow's name for "bytes or text": a picture, its base64 or its path.
+        # "any" lets bytes and text through, and for options the NaN that pandas puts into rows that have none.
         {"name": "image", "type": "any", "required": True},
         {"name": "question", "type": "string", "required": True},
-        {"name": "options", "type": "array", "items": {"type": "string"}, "required": False},
+        {"name": "options", "type": "any", "required": False},
     ]
     outputs = [
         {"name": "answer", "type": "string", "required": False},
