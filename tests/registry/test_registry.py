@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from vqa_grpo import registry
 from vqa_grpo.contract.failure import ConfigurationError, RetryError
-from vqa_grpo.registry.mlflow_registry import DIGEST_TAG, RUN_TAG, metric_name
+from vqa_grpo.contract.layout import MLFLOW_RUN_TAG
+from vqa_grpo.registry.mlflow_registry import DIGEST_TAG, metric_name
 from vqa_grpo.report.metrics import clean_metrics
 
 SOURCE = "s3://bucket/run/train/attempt-1"
@@ -39,7 +41,7 @@ def test_a_run_holds_its_metrics_params_and_tags(tracking: str, name: str) -> No
     assert run.data.metrics == {"accuracy": 0.5}
     assert run.data.params == {"config": "{}"}
     assert run.data.tags["decision"] == "promote"
-    assert run.data.tags[RUN_TAG] == "run-1"
+    assert run.data.tags[MLFLOW_RUN_TAG] == "run-1"
     assert run.info.status == "FINISHED"
 
 
@@ -51,19 +53,29 @@ def test_the_same_run_is_recorded_once(tracking: str, name: str) -> None:
     assert record(tracking, f"{name}-other") != first
 
 
-def test_a_run_that_was_killed_half_way_is_written_anew(
-    tracking: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_killed_half_way_is_completed(tracking: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, "set_terminated", die)
+        patch.setattr(mlflow.MlflowClient, "log_metric", die)
         with pytest.raises(KeyboardInterrupt):
-            record(tracking, name, half=1.0)
+            record(tracking, name, accuracy=0.5)
     again = record(tracking, name, accuracy=0.5)
-    assert mlflow.MlflowClient(tracking).get_run(again).data.metrics == {"accuracy": 0.5}
+    run = mlflow.MlflowClient(tracking).get_run(again)
+    assert (run.data.metrics, run.info.status) == ({"accuracy": 0.5}, "FINISHED")
     assert record(tracking, name, accuracy=0.9) == again
+
+
+def test_a_run_is_opened_once_and_is_the_one_that_is_recorded(tracking: str, name: str) -> None:
+    """Trainings become its children long before there is anything to record."""
+    opened = registry.open_run(tracking, name, "run-1")
+    assert registry.open_run(tracking, name, "run-1") == opened
+    assert mlflow.MlflowClient(tracking).get_run(opened).info.status == "RUNNING"
+    assert record(tracking, name, accuracy=0.5) == opened
+    assert registry.open_run(tracking, name, "run-1") == opened
+    assert mlflow.MlflowClient(tracking).get_run(opened).info.status == "FINISHED"
+    assert registry.open_run(tracking, name, "run-2") != opened
 
 
 def test_no_number_that_is_not_finite_reaches_a_tracker(tracking: str, name: str) -> None:
@@ -244,3 +256,21 @@ def test_without_an_mlflow_nothing_is_written_into_the_current_folder(
     with pytest.raises(ConfigurationError, match="no MLflow is configured"):
         registry.models("", name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_registered_is_an_mlflow_model_under_its_alias(
+    tracking: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow downloads the published folder itself: nothing was uploaded to it."""
+    from mlflow.models import Model
+
+    from vqa_grpo.training import model_folder
+
+    settings = {"vqa": {"reward_funcs": ["format"], "reward_combination": "additive"}, "grpo": {}, "model": {}}
+    facts = dict.fromkeys(("model", "dataset", "dataset_digest", "rows", "steps", "prompt_digest"), "x")
+    model_folder.write(tmp_path, {**facts, "versions": {}, "arguments": settings})
+    register(tracking, name, "d1", source=str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
+    found = Model.load(f"models:/{name}@champion")
+    assert found.flavors["python_function"]["loader_module"].endswith(".models.pyfunc")
+    assert found.get_input_schema().input_names() == ["image", "question", "options"]

@@ -260,6 +260,47 @@ def test_a_retried_step_recognises_its_job_on_a_cluster(resolve, launched, monke
     assert output_of(first) == train.POD_OUTPUT
 
 
+@pytest.fixture
+def opened(monkeypatch) -> list[tuple[str, ...]]:
+    """What MLflow was asked to open, by a registry that is away at first."""
+    from vqa_grpo import registry
+
+    asked: list[tuple[str, ...]] = []
+
+    def open_run(*what: str) -> str:
+        asked.append(what)
+        if len(asked) == 1:
+            raise RetryError("MLflow at http://mlflow.example does not answer")
+        return "id"
+
+    monkeypatch.setattr(registry, "open_run", open_run)
+    return asked
+
+
+def test_a_training_finds_its_parent_in_mlflow_and_goes_on_without_one(resolve, launched, opened, monkeypatch, capsys):
+    """By the run's id, which is known whether MLflow answers or not: the job must be the same in each attempt."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    run = resolve("registry.experiment=nights", run_id="r")
+    for _ in range(2):
+        with pytest.raises(JobError):
+            steps.train_model(run.config, "r", run.root, "data", "base")
+    assert opened == [("", "nights", "r")] * 2
+    assert "does not answer" in "".join(capsys.readouterr())
+    (first, _), (second, _) = launched
+    assert first.environment == {"MLFLOW_EXPERIMENT_NAME": "nights", "VQA_GRPO_RUN_ID": "r"} == second.environment
+    assert first.arguments[first.arguments.index("--report_to") + 1] == "mlflow"
+
+
+def test_without_mlflow_nothing_is_reported_to_it(resolve, launched, opened, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = resolve(run_id="r")
+    with pytest.raises(JobError):
+        steps.train_model(run.config, "r", run.root, "data", "base")
+    ((spec, _),) = launched
+    assert "--report_to" not in spec.arguments
+    assert (spec.environment, opened) == ({}, [])
+
+
 def test_training_on_this_machine_writes_to_scratch_that_goes_with_it(resolve, launched, tmp_path):
     run = resolve(run_id="r")
     for _ in range(2):

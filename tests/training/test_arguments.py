@@ -303,3 +303,26 @@ def test_a_run_configuration_becomes_the_same_rewards() -> None:
     with pytest.raises(ConfigurationError, match="password") as caught:
         config.load("", ["judge.url=http://me:secret@host/v1"])
     assert "secret" not in str(caught.value)
+
+
+def test_trackers_that_are_not_installed_are_left_out_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "_installed", lambda package: package != "mlflow")
+    reading = read([*BASE, "--report_to", "mlflow", "tensorboard"])
+    assert reading.values["report_to"] == ["tensorboard"]
+    assert [note for note in reading.notes if "mlflow is not installed here" in note]
+    assert read([*BASE, "--report_to", "mlflow"]).values["report_to"] == "none"
+    monkeypatch.setattr(arguments, "_installed", lambda package: True)
+    assert read([*BASE, "--report_to", "mlflow"]).values["report_to"] == ["mlflow"]
+
+
+def test_pictures_are_never_gathered_even_where_completions_are_logged() -> None:
+    reading = read([*BASE, "--log_completions", "--log_multimodal"])
+    assert reading.values["log_multimodal"] is False
+    assert [note for note in reading.notes if "--sample_completions_every" in note]
+    assert not [note for note in read([*BASE, "--log_completions"]).notes if "log_multimodal" in note]
+
+
+def test_samples_are_taken_every_so_many_steps_or_never() -> None:
+    assert read([*BASE, "--sample_completions_every", "0"]).values["sample_completions_every"] == 0
+    with pytest.raises(ConfigurationError, match="--sample_completions_every -1"):
+        read([*BASE, "--sample_completions_every", "-1"])

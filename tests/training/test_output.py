@@ -13,16 +13,18 @@ from vqa_grpo.training.output import publish
 RECORD = dict.fromkeys(("kind", "model", "dataset", "steps", "prompt_digest", "versions"), "x")
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
+WITH_IT = ("adapter/adapter_model.safetensors", "code/package/models/pyfunc.py", "completions/step-000002.html")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder in which two trainings have ended, the last one into two shards."""
     folder = tmp_path / "output"
-    (folder / "checkpoint-2").mkdir(parents=True)
-    (folder / "adapter").mkdir()
     stale = ("model.safetensors", "model-00003-of-00003.safetensors")
     beside = ("training_args.bin", "training_debug_accuracy_vqa.txt", "checkpoint-2/model.safetensors")
-    for name in (*SHARDS, *stale, *beside, "config.json", "adapter/adapter_model.safetensors"):
+    beside += ("adapter/training_args.bin", "code/package/models/__pycache__/pyfunc.pyc", "runs/events.out.tfevents.1")
+    for name in (*SHARDS, *stale, *beside, "config.json", *WITH_IT):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
     index = {"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[1]}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -40,7 +42,7 @@ def test_debug_logs_pickles_checkpoints_and_an_older_run_s_shards_stay_behind(fo
         *SHARDS,
         "model.safetensors.index.json",
         "config.json",
-        "adapter/adapter_model.safetensors",
+        *WITH_IT,
     }
 
 
@@ -51,4 +53,4 @@ def test_a_model_in_one_file_is_published_whole(folder: Path, index: str) -> Non
         (folder / name).unlink()
     if index == "gone":
         (folder / "model.safetensors.index.json").unlink()
-    assert published(folder) == {"model.safetensors", "config.json", "adapter/adapter_model.safetensors"}
+    assert published(folder) == {"model.safetensors", "config.json", *WITH_IT}

@@ -96,6 +96,9 @@ def test_a_run_takes_and_publishes_what_lies_in_storage(
     assert (output / "checkpoint-2").is_dir()
     published = get(target)
     assert {"config.json", "model.safetensors", "prompt.txt", "history.json", "training.json"} <= set(published.files)
+    assert {"MLmodel", "README.md", "requirements.txt", "completions/step-000000.html"} <= set(published.files)
+    data = get(str(tmp_path / "store" / "data")).digest
+    assert data in (Path(published.root) / "README.md").read_text()
     assert not [name for name in published.files if "checkpoint" in name or name.endswith(".bin")]
     assert published.metadata["steps"] == 2
     load_model(str(fetch(target, tmp_path / "cache")))

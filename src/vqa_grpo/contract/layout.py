@@ -10,6 +10,10 @@ import hashlib
 import json
 from typing import Any
 
+# How a training finds the pipeline's run in MLflow, to be its child: the run's id in the environment and in a tag.
+RUN_VARIABLE = "VQA_GRPO_RUN_ID"
+MLFLOW_RUN_TAG = "vqa_grpo.run_id"
+
 
 def step_uri(root: str, run_id: str, step: str) -> str:
     return f"{root.rstrip('/')}/{run_id}/{step}"

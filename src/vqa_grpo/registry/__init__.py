@@ -1,5 +1,14 @@
 """MLflow: record a run, register a model once, move aliases."""
 
-from vqa_grpo.registry.mlflow_registry import Registered, is_configured, models, promote, record_run, register, rollback
+from vqa_grpo.registry.mlflow_registry import (
+    Registered,
+    is_configured,
+    models,
+    open_run,
+    promote,
+    record_run,
+    register,
+    rollback,
+)
 
-__all__ = ["Registered", "is_configured", "models", "promote", "record_run", "register", "rollback"]
+__all__ = ["Registered", "is_configured", "models", "open_run", "promote", "record_run", "register", "rollback"]

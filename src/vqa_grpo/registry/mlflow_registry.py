@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError, RetryError
+from vqa_grpo.contract.layout import MLFLOW_RUN_TAG
 
-RUN_TAG = "vqa_grpo.run_id"
 DIGEST_TAG = "digest"
 PREVIOUS_TAG = "vqa_grpo.previous_version"  # followed by a dot and the alias: each goes its own way
 
@@ -67,23 +67,33 @@ def record_run(
     params: dict[str, str],
     tags: dict[str, str],
 ) -> str:
-    """Write a run's metrics, params and tags; the same `run_id` is written only once. Returns MLflow's own run id."""
+    """Write a run's metrics, params and tags, once; whoever opened the run before. Returns MLflow's own run id."""
     with _client(tracking_uri) as client:
-        found = client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else client.create_experiment(experiment, _artifacts(tracking_uri))
-        known = client.search_runs(
-            [experiment_id], f"tags.`{RUN_TAG}` = {_literal(run_id)} and status = 'FINISHED'", max_results=1
-        )
-        if known:
-            return known[0].info.run_id
-        run = client.create_run(experiment_id, run_name=run_id, tags={RUN_TAG: run_id, **tags})
+        run = _opened(client, tracking_uri, experiment, run_id)
+        if run.info.status == "FINISHED":
+            return run.info.run_id
+        for key, value in tags.items():
+            client.set_tag(run.info.run_id, key, value)
         for key, value in params.items():
             client.log_param(run.info.run_id, key, value[:6000])
         for key, number in metrics.items():
             client.log_metric(run.info.run_id, metric_name(key), number)
-        # Marked finished last: a run that was killed half-way stays RUNNING and is written anew.
+        # Marked finished last: a run that was killed half-way stays RUNNING and is completed.
         client.set_terminated(run.info.run_id, "FINISHED")
         return run.info.run_id
+
+
+def open_run(tracking_uri: str, experiment: str, run_id: str) -> str:
+    """The MLflow run that stands for the pipeline's run, made where there is none yet: trainings are its children."""
+    with _client(tracking_uri) as client:
+        return _opened(client, tracking_uri, experiment, run_id).info.run_id
+
+
+def _opened(client: Any, tracking_uri: str, experiment: str, run_id: str) -> Any:
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, _artifacts(tracking_uri))
+    known = client.search_runs([experiment_id], f"tags.`{MLFLOW_RUN_TAG}` = {_literal(run_id)}", max_results=1)
+    return known[0] if known else client.create_run(experiment_id, run_name=run_id, tags={MLFLOW_RUN_TAG: run_id})
 
 
 def _artifacts(tracking_uri: str) -> str | None:

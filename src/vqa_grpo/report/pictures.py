@@ -35,8 +35,17 @@ def small_thumbnail(encoded: bytes, max_bytes: int) -> bytes | None:
     It may be larger than `max_bytes`, a few hundred at most, where no thumbnail is that small.
     """
     picture = _small(encoded)
-    if picture is None:
-        return None
+    return None if picture is None else _within(picture, max_bytes)
+
+
+def thumbnail_of(picture: Image, max_bytes: int) -> bytes:
+    """Like `small_thumbnail`, of a picture that is decoded already and stays as it is."""
+    small = picture.copy()
+    small.thumbnail((MAX_SIDE, MAX_SIDE))
+    return _within(small.convert("RGB"), max_bytes)
+
+
+def _within(picture: Image, max_bytes: int) -> bytes:
     data, quality = _png(picture), 80
     while len(data) > max_bytes and max(picture.size) > 16:
         data = _saved(picture, "JPEG", quality=quality)

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqa_grpo import registry
 from vqa_grpo.config import RunConfig
-from vqa_grpo.contract.layout import step_uri
+from vqa_grpo.contract.failure import StepError
+from vqa_grpo.contract.layout import RUN_VARIABLE, step_uri
+from vqa_grpo.report.progress import announce
 from vqa_grpo.steps.shared import config_of, once, work
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
@@ -71,6 +74,8 @@ def training_arguments(
         }
         if checkpoint_uri:
             options["checkpoint_uri"] = checkpoint_uri
+    if registry.is_configured(run.registry.tracking_uri):
+        options["report_to"] = "mlflow"
     if run.train.num_generations:
         options["num_generations"] = run.train.num_generations
     if run.train.deepspeed:
@@ -106,8 +111,34 @@ def training_job(run: RunConfig, run_id: str, arguments: list[str], image: str, 
     """The job that trains: what `train` launches and `render-job` prints."""
     from vqa_grpo.jobs import JobSpec, job_name
 
-    more = {"arguments": tuple(arguments), "image": image, "status_uri": status_uri}
+    more = {
+        "arguments": tuple(arguments),
+        "image": image,
+        "status_uri": status_uri,
+        "environment": mlflow_environment(run, run_id),
+    }
     return JobSpec.from_config(job_name(run_id), run_id, "vqa_grpo.training", run.job, **more)
+
+
+def mlflow_environment(run: RunConfig, run_id: str) -> dict[str, str]:
+    """How the trainer finds MLflow, and its parent's run there.
+
+    The same in every attempt, whether MLflow answers or not: a job is recognised by it.
+    """
+    if not registry.is_configured(run.registry.tracking_uri):
+        return {}
+    named = {"MLFLOW_TRACKING_URI": run.registry.tracking_uri} if run.registry.tracking_uri else {}
+    return {**named, "MLFLOW_EXPERIMENT_NAME": run.registry.experiment, RUN_VARIABLE: run_id}
+
+
+def open_mlflow_run(run: RunConfig, run_id: str) -> None:
+    """Make the run that training becomes a child of; where that fails, training goes on without a parent."""
+    if not registry.is_configured(run.registry.tracking_uri):
+        return
+    try:
+        registry.open_run(run.registry.tracking_uri, run.registry.experiment, run_id)
+    except (StepError, ImportError) as error:
+        announce("train", "without a parent run", why=str(error))
 
 
 def launch_training(run: RunConfig, run_id: str, model_uri: str, dataset_uri: str, base: str, image: str) -> None:
@@ -115,6 +146,7 @@ def launch_training(run: RunConfig, run_id: str, model_uri: str, dataset_uri: st
 
     run_folder = model_uri.rpartition("/")[0]
     checkpoint_uri = f"{run_folder}/checkpoints"
+    open_mlflow_run(run, run_id)
 
     def launch(output: str) -> None:
         arguments = training_arguments(run, dataset_uri, base, output, model_uri, checkpoint_uri)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from vqa_grpo.training.arguments import Arguments, parse
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
+    from vqa_grpo.training.mlflow_run import MLflowRun
+
 RANK = int(os.environ.get("RANK", "0"))
 
 
@@ -42,7 +45,7 @@ def train(arguments: Arguments) -> Path:
         os.environ.setdefault("LOG_PATH", str(Path(str(grpo.output_dir)) / "training_debug.txt"))
 
     layout = layout_of(grpo)
-    start = starting_point(arguments, layout)
+    start, own = starting_point(arguments, layout)
 
     template = prompt.load(vqa.prompt_template)
     dataset_folder = fetched(str(vqa.dataset_name), arguments)
@@ -66,7 +69,16 @@ def train(arguments: Arguments) -> Path:
 
     from vqa_grpo.report.progress import emit
     from vqa_grpo.training import progress, signs
+    from vqa_grpo.training.samples import Samples
     from vqa_grpo.training.trainer import VQATrainer
+
+    samples = None
+    if vqa.sample_completions_every and grpo.process_index == 0:
+        apart = -(-int(grpo.steps_per_generation or 1) * grpo.num_iterations // grpo.gradient_accumulation_steps)
+        samples = Samples(Path(str(grpo.output_dir)), vqa.sample_completions_every, apart)
+        if start is None:
+            samples.forget_earlier_run()
+    mlflow_run = watch_with_mlflow(arguments, start if own else None)
 
     keeper = checkpoints.Keeper(Path(str(grpo.output_dir)), vqa.checkpoint_uri, grpo.save_total_limit, layout)
     trainer = VQATrainer(
@@ -79,14 +91,19 @@ def train(arguments: Arguments) -> Path:
         peft_config=policy.peft_config(arguments),
         keeper=keeper,
         layout=layout,
+        samples=samples,
     )
     trainer.add_callback(signs.Signs())
     if progress.lines_wanted():
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(progress.ProgressLines(emit))
+    if mlflow_run:
+        trainer.add_callback(mlflow_run)
 
+    status = "FAILED"
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
+        status = "KILLED" if trainer.leave.requested else "FINISHED"
     except Exception as error:
         if trainer.leave.received:
             why = f"and then {type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -94,6 +111,8 @@ def train(arguments: Arguments) -> Path:
         raise
     finally:
         keeper.finish()
+        if mlflow_run:
+            mlflow_run.finish("KILLED" if trainer.leave.received else status)
     if trainer.leave.requested:
         newest = checkpoints.gather((layout.leads, checkpoints.newest_sealed(keeper.output_dir)))
         step = min((step for leads, step in newest if leads), key=lambda step: step or 0)
@@ -107,6 +126,7 @@ def train(arguments: Arguments) -> Path:
             "kind": "model",
             "model": arguments.model.model_name_or_path,
             "dataset": vqa.dataset_name,
+            "dataset_digest": published_digest(str(vqa.dataset_name)),
             "rows": len(rows),
             "steps": trainer.state.global_step,
             "processes": trainer.accelerator.num_processes,
@@ -131,6 +151,28 @@ def fetched(name: str, arguments: Arguments) -> str:
         return str(fetch(name, cache_folder()))
 
 
+def published_digest(name: str) -> str:
+    """The digest of a data set that is published; empty for a folder that just lies there."""
+    from vqa_grpo.storage.publish import get, looks_published
+
+    return get(name).digest if looks_published(name) else ""
+
+
+def watch_with_mlflow(arguments: Arguments, continues: Path | None) -> MLflowRun | None:
+    """The callback in place of transformers' own, where --report_to names MLflow. `continues` is a checkpoint of the
+    same training; a fresh start, and one from another training's checkpoint, make a new run."""
+    grpo = arguments.grpo
+    trackers = list(grpo.report_to or [])
+    if "mlflow" not in trackers:
+        return None
+    from vqa_grpo.training.mlflow_run import MLflowRun, continued
+
+    grpo.report_to = [name for name in trackers if name != "mlflow"]
+    training = (continued(continues) if continues else None) or uuid.uuid4().hex
+    params = {**vars(arguments.model), **grpo.to_dict(), **vars(arguments.vqa)}  # to_dict masks tokens
+    return MLflowRun(checkpoints.gather(training)[0], params, reports=grpo.process_index == 0)
+
+
 def layout_of(grpo: GRPOConfig) -> checkpoints.Layout:
     """Who writes which part of a checkpoint. Without save_on_each_node all nodes share a disk and count as one."""
     processes, rank = grpo.world_size, grpo.process_index
@@ -143,8 +185,8 @@ def layout_of(grpo: GRPOConfig) -> checkpoints.Layout:
     return checkpoints.Layout(rank // local, processes // local, processes, ranks, leads=rank == first)
 
 
-def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> Path | None:
-    """The checkpoint that this run goes on from, agreed on by all ranks; None starts from the beginning."""
+def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> tuple[Path | None, bool]:
+    """The checkpoint to start from, agreed on by all ranks, and whether it is this run's own; None starts afresh."""
     vqa, grpo = arguments.vqa, arguments.grpo
     asked = str(grpo.resume_from_checkpoint or "")
     own = asked.lower() == "true"
@@ -157,16 +199,16 @@ def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> Path | N
         return found
 
     if own and (found := chosen([str(output_dir), *filter(None, [vqa.checkpoint_uri])])):
-        return found
+        return found, True
     named = asked if asked and not own and asked.lower() != "false" else vqa.resume_from
     if named:
         if found := chosen([named]):
-            return found
+            return found, named == asked
         option = "--resume_from" if named == vqa.resume_from else "--resume_from_checkpoint"
         raise DataError(f"{option} {named}: there is no whole checkpoint; name another, or leave the option out")
     if own and grpo.process_index == 0:
         checkpoints.say_aloud("no checkpoint to go on from: starting from the beginning")
-    return None
+    return None, False
 
 
 def stopped(newest: int | None, where: str) -> StepError:

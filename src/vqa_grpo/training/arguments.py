@@ -131,6 +131,13 @@ class VQAArguments:
         default=None,
         metadata={"help": "Folder of TensorBoard files; the same as the variable TENSORBOARD_LOGGING_DIR."},
     )
+    sample_completions_every: int = field(
+        default=100,
+        metadata={
+            "help": "Optimizer steps after which up to 16 completions of the first rank are written with their "
+            "pictures and rewards, to completions/ in the output folder and what is published; 0 writes none."
+        },
+    )
     checkpoint_uri: str | None = field(
         default=None,
         metadata={
@@ -218,6 +225,8 @@ def _parser() -> TrlParser:
         # The parser of transformers takes a bare --bf16 only where the default is not None.
         if action.type is string_to_bool and action.nargs is None:
             action.nargs, action.const = "?", True
+        if action.dest == "report_to":  # a list or a text for TRL, of which its parser knows the text alone
+            action.nargs = "+"
     return parser
 
 
@@ -392,9 +401,13 @@ def _generation(reading: Reading) -> None:
         raise ConfigurationError("continuous batching in transformers cannot take pictures: leave the option out")
     if "max_completion_length" not in reading.given and values["prompt_template"] == "vqa":
         values["max_completion_length"] = VQA_COMPLETION_LENGTH
-    # TRL gathers every picture on every rank for the table of completions, even when no table is written.
-    if not values["log_completions"] and "log_multimodal" not in reading.given:
-        values["log_multimodal"] = False
+    # TRL would gather every picture on every rank for its table of completions, even when no table is written.
+    if values["log_multimodal"] and "log_multimodal" in reading.given:
+        reading.notes.append(
+            "--log_multimodal is set aside: pictures are never gathered over the ranks; "
+            "--sample_completions_every writes completions with theirs"
+        )
+    values["log_multimodal"] = False
 
 
 def _device(reading: Reading) -> None:
@@ -543,6 +556,21 @@ def _steps_between_generations(values: dict[str, Any]) -> int:
     return micro // math.gcd(micro, accumulated)
 
 
+def _watching(reading: Reading) -> None:
+    """A tracker that is not installed is left out with a note: the model matters more than its curves."""
+    values = reading.values
+    if values["sample_completions_every"] < 0:
+        raise ConfigurationError(
+            f"--sample_completions_every {values['sample_completions_every']}: give a number of steps, or 0 for none"
+        )
+    asked = values["report_to"] or []
+    trackers = [asked] if isinstance(asked, str) else list(asked)
+    for tracker in [name for name in ("mlflow", "tensorboard") if name in trackers and not _installed(name)]:
+        trackers.remove(tracker)
+        reading.notes.append(f"--report_to {tracker}: {tracker} is not installed here, nothing is reported to it")
+        values["report_to"] = trackers or "none"
+
+
 def _quiet_bar(reading: Reading) -> None:
     # A watching process reads lines; tqdm's carriage returns would only be noise between them.
     if os.environ.get("VQA_GRPO_PROGRESS") == "lines" and "disable_tqdm" not in reading.given:
@@ -560,6 +588,7 @@ RULES = (
     _deepspeed,
     _groups,
     _checkpoints,
+    _watching,
     _quiet_bar,
 )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import vqa_grpo
 from vqa_grpo.contract.prompt import PromptTemplate
+from vqa_grpo.training import model_folder, samples
 
 if TYPE_CHECKING:
     from vqa_grpo.training.arguments import Arguments
@@ -28,7 +29,10 @@ INDEX = "model.safetensors.index.json"
 def write_records(
     folder: Path, arguments: Arguments, template: PromptTemplate, history: list[dict[str, Any]], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write prompt.txt, history.json and training.json; returns what training.json says of the run."""
+    """Write prompt.txt, history.json, training.json and what makes the folder an MLflow model.
+
+    Returns what training.json says of the run.
+    """
     record = {
         **facts,
         "prompt_digest": template.digest,
@@ -43,6 +47,7 @@ def write_records(
     (folder / "prompt.txt").write_text(template.text + "\n", encoding="utf-8")
     (folder / "history.json").write_text(json.dumps(finite(history), indent=1), encoding="utf-8")
     (folder / "training.json").write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+    model_folder.write(folder, record)
     return record
 
 
@@ -75,10 +80,11 @@ def publish(uri: str, folder: Path, record: dict[str, Any]) -> None:
 
     metadata = {key: record[key] for key in ("kind", "model", "dataset", "steps", "prompt_digest", "versions")}
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=folder) as staging:
-        for path in [*folder.iterdir(), *folder.glob("adapter/*")]:
+        inside = ("adapter/*", f"{samples.FOLDER}/step-*", f"{model_folder.CODE}/**/*.py")
+        for path in [*folder.iterdir(), *(path for pattern in inside for path in folder.glob(pattern))]:
             if path.is_file() and _belongs(path):
                 target = Path(staging) / path.relative_to(folder)
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 _link(path, target)
         publish_folder(uri, Path(staging), metadata)
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, strip_images_from_messages
 
 from vqa_grpo.contract.failure import DataError
 from vqa_grpo.training.checkpoints import PICKLED_ARGUMENTS, Keeper, Layout, clear, gather
+from vqa_grpo.training.samples import Samples
 
 _MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
@@ -25,13 +26,17 @@ _MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 class VQATrainer(GRPOTrainer):
     """GRPO whose checkpoints restore everything: weights, optimizer, data order, random numbers and rollouts.
 
-    `keeper` seals and uploads the checkpoints of this node; only the process that leads it uses it.
+    `keeper` seals and uploads the checkpoints of this node; only the process that leads it uses it. `samples` gets
+    what the first rank generates; None on other ranks, and where nobody wants samples.
     """
 
-    def __init__(self, *args: Any, keeper: Keeper, layout: Layout, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, keeper: Keeper, layout: Layout, samples: Samples | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.keeper = keeper
         self.layout = layout
+        self.samples = samples
         # transformers 5.23 writes weights on rank 0 alone, whatever save_on_each_node says, and so leaves the other
         # nodes' checkpoints without any. Can go once `save_pretrained(is_main_process=True)` writes on every rank.
         if layout.nodes > 1 and hasattr(self.model, "should_save_on_this_rank"):
@@ -56,6 +61,18 @@ class VQATrainer(GRPOTrainer):
             check_adapter(model, Path(resume_from_checkpoint))
         else:
             restore_weights(model, Path(resume_from_checkpoint))
+
+    # After the rewards, all that TRL 1.16 does with `prompts` is to gather them on every rank for its table of
+    # completions, with the pictures inside and whether or not a table is wanted: gigabytes each round on many ranks.
+    # Emptied here of pictures, in place. Can go once it gathers `strip_images_from_messages(prompt)`.
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        prompts[:] = [strip_images_from_messages(prompt) for prompt in prompts]
+        model: Any = self.model
+        if self.samples and model.training:
+            own = rewards[: len(inputs)].tolist()  # the first rank's rows come first in what was gathered
+            self.samples.note(self.state.global_step, inputs, completions, self.reward_func_names, own)
+        return rewards
 
     # The last thing to be loaded, under DeepSpeed too. TRL keeps the completions that several optimizer steps share
     # in memory only, so that a run resumed between two generations would generate anew. Can go once it saves them.
