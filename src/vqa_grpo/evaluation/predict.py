@@ -16,6 +16,7 @@ from vqa_grpo.contract.failure import DataError
 from vqa_grpo.contract.prompt import PromptTemplate
 from vqa_grpo.contract.record import offered
 from vqa_grpo.contract.verdict import Prediction, prediction_schema
+from vqa_grpo.models import greedy
 from vqa_grpo.models.load import load_model, load_processor
 from vqa_grpo.scoring.answer import grade
 from vqa_grpo.scoring.metrics import METRICS, metric_for
@@ -54,21 +55,20 @@ def predict(
     device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
     processor = load_processor(str(model_path), min_pixels, max_pixels)
     model = load_model(str(model_path), dtype).to(device).eval()
-    ends = _only_greedy(model, processor.tokenizer, max_new_tokens)
     total = len(dataset)
     done = 0
-    for window in _windows(dataset, batch_size * WINDOW_BATCHES):
-        window.sort(
-            key=lambda row: _expected_length(row, prompt), reverse=True
-        )  # the longest first: memory fails early
-        judged: list[Prediction] = []
-        for start in range(0, len(window), batch_size):
-            batch = window[start : start + batch_size]
-            for row, tokens in zip(batch, _complete(model, processor, batch, prompt), strict=True):
-                judged.append(_judge(row, tokens, ends, processor.tokenizer, metrics))
-            done += len(batch)
-            progress(done, total)
-        yield from _with_reasoning(window, judged, step_encoder)
+    with greedy.decoding(model, processor.tokenizer, max_new_tokens) as ends:
+        for window in _windows(dataset, batch_size * WINDOW_BATCHES):
+            # The longest first: memory fails early.
+            window.sort(key=lambda row: _expected_length(row, prompt), reverse=True)
+            judged: list[Prediction] = []
+            for start in range(0, len(window), batch_size):
+                batch = window[start : start + batch_size]
+                for row, tokens in zip(batch, _complete(model, processor, batch, prompt), strict=True):
+                    judged.append(_judge(row, tokens, ends, processor.tokenizer, metrics))
+                done += len(batch)
+                progress(done, total)
+            yield from _with_reasoning(window, judged, step_encoder)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
@@ -121,23 +121,6 @@ def question_type(source: str | None, gold_type: str) -> str:
     return (source or "").partition("/")[2] or gold_type
 
 
-def _only_greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> frozenset[int]:
-    """Replace the model's generation settings by plain greedy decoding; the tokens that end a completion."""
-    from transformers import GenerationConfig
-
-    own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    # Set on the model rather than passed to generate(), which would fill unset fields from the model's own settings.
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends),
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    return frozenset(ends)
-
-
 def _windows(dataset: datasets.Dataset, size: int) -> Iterator[list[dict[str, Any]]]:
     """The rows with their pictures still encoded."""
     import datasets
@@ -179,26 +162,12 @@ def _complete(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], pro
 
 
 def _generate(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], prompt: PromptTemplate) -> list[list[int]]:
-    import torch
-
     pictures = _Pictures()
-    inputs = processor.apply_chat_template(
-        [_conversation(row, pictures, prompt) for row in rows],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True},
-    ).to(model.device, model.dtype)
-    with torch.inference_mode():
-        output = model.generate(**inputs)
-    return output[:, inputs["input_ids"].shape[1] :].tolist()
+    return greedy.complete(model, processor, [_conversation(row, pictures, prompt) for row in rows])
 
 
 def _conversation(row: Mapping[str, Any], pictures: _Pictures, prompt: PromptTemplate) -> list[dict[str, Any]]:
-    text = prompt.render(row["question"], row.get("choices"), row.get("options"))
-    content = [{"type": "image", "image": pictures.of(row)}, {"type": "text", "text": text}]
-    return [{"role": "user", "content": content}]
+    return greedy.question(pictures.of(row), prompt.render(row["question"], row.get("choices"), row.get("options")))
 
 
 class _Pictures:
@@ -227,9 +196,9 @@ def _judge(
     tokenizer: Any,
     metrics: Mapping[str, str] | None = None,
 ) -> Prediction:
-    length = next((index + 1 for index, token in enumerate(tokens) if token in ends), None)
+    length = greedy.length(tokens, ends)
     cut_off = length is None
-    length = len(tokens) if length is None else length  # with its end token, as TRL counts completions/mean_length
+    length = len(tokens) if length is None else length
     text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
     completion = parse(text)
     options, source = offered(row.get("choices"), row.get("options")), row.get("source") or ""

@@ -28,6 +28,8 @@ MAX_TYPES = 40
 MAX_CURVES = 12
 # What a trainer's log may hold, in the order of the page: title, axis, key, least range of the axis.
 _CURVES = (
+    ("Held-out questions answered right", "share", re.compile(r"eval_accuracy"), (0.0, 1.0)),
+    ("Held-out completions in the prompt's form", "share", re.compile(r"eval_format_rate"), (0.0, 1.0)),
     ("Reward", "reward", re.compile(r"reward"), None),
     ("", "mean reward", re.compile(r"rewards/(.+)/mean"), (0.0, 1.0)),
     ("Completion length", "tokens", re.compile(r"completions/mean_length"), None),

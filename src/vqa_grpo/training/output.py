@@ -79,7 +79,7 @@ def publish(uri: str, folder: Path, record: dict[str, Any]) -> None:
             if path.is_file() and _belongs(path):
                 target = Path(staging) / path.relative_to(folder)
                 target.parent.mkdir(exist_ok=True)
-                _link(path, target)
+                link(path, target)
         publish_folder(uri, Path(staging), metadata)
 
 
@@ -102,7 +102,7 @@ def _shards(index: Path) -> set[str]:
     return named if all(index.with_name(name).is_file() for name in named) else set()
 
 
-def _link(path: Path, target: Path) -> None:
+def link(path: Path | str, target: Path | str) -> None:
     """A second name for the same bytes, where the file system has hard links."""
     try:
         os.link(path, target)
