@@ -153,6 +153,17 @@ def test_two_ranks_agree_with_one(run: Run, parent: warm.Parent, tiny_model: Pat
     assert not (two.store / "model-last").exists()
 
 
+def test_without_a_split_that_is_held_out_nothing_starts(
+    parent: warm.Parent, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    missing = shutil.copytree(data, tmp_path / "missing")
+    (missing / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    for folder, says in ((data / "train", "has no splits"), (missing, "has no split 'validation'")):
+        run = Run(parent, tiny_model, folder, tmp_path)
+        assert run.go() == [78]
+        assert says in run.said()
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("more", [["--deepspeed", "zero2"], ["--deepspeed", "zero3"], ZERO2_LORA, ZERO2_LORA[2:]])
 def test_split_and_adapted_weights_are_chosen_as_plain_ones_are(
@@ -208,7 +219,7 @@ def test_told_to_warn_a_guard_only_says_so_once(run: Run) -> None:
 
 
 def test_weights_that_are_nan_are_in_no_checkpoint(run: Run) -> None:
-    infinite = ["--reward_weights", "1e38", "--save_steps", "1", "--validate_every", "0"]
+    infinite = ["--reward_weights", "1e40", "--save_steps", "1", "--validate_every", "0"]
     assert run.go(*infinite) == [78], run.said()[-3000:]
     assert "stopped after step 1: reward is inf" in run.said()
     assert "there is no checkpoint" in run.said()
@@ -226,7 +237,7 @@ def test_a_validation_split_without_rows_is_said(
     import pyarrow as pa
 
     empty = shutil.copytree(data, tmp_path / "empty")
-    (shard,) = (empty / "validation").glob("*.arrow")
+    (shard,) = (empty / "validation").glob("data-*.arrow")
     schema = pa.ipc.open_stream(shard.read_bytes()).schema
     with pa.OSFile(str(shard), "wb") as file, pa.ipc.new_stream(file, schema):
         pass  # as the data step writes a split without rows

@@ -228,6 +228,11 @@ def ended(why: str, step: int, newest: int | None) -> ConfigurationError:
 
 def held_out(folder: str, template: prompt.PromptTemplate, arguments: Arguments) -> Any | None:
     """The questions that the best weights are chosen by; None, said aloud, where the data set has none of them."""
+    if not (Path(folder) / "dataset_dict.json").is_file():
+        raise ConfigurationError(
+            f"--validate_every needs held-out questions, and {arguments.vqa.dataset_name} has no splits: "
+            "save a DatasetDict with a split validation, or leave --validate_every out"
+        )
     rows = open_split(folder, template, arguments.vqa.eval_split, arguments)
     if len(rows):
         return rows

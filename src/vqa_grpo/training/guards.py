@@ -58,7 +58,8 @@ def examine(history: History, limits: Limits) -> list[Finding]:
 def not_finite(history: History, limits: Limits) -> Finding | None:
     """Loss, reward or gradient is NaN or infinite in the newest row; in fp16 the gradient for long."""
     newest: Mapping[str, Any] = next((row for row in reversed(history) if "loss" in row), {})
-    for name, cure in (("reward", "look for the reward function that returns it"), ("loss", LESS), ("grad_norm", LESS)):
+    rewards = "look at --reward_weights and at what the reward functions return"
+    for name, cure in (("reward", rewards), ("reward_std", rewards), ("loss", LESS), ("grad_norm", LESS)):
         rounds = limits.patience if name == "grad_norm" and limits.scaled else 1
         values = [row[name] for row in history if name in row]
         if name in newest and _lasts(values, rounds, _broken):
