@@ -40,6 +40,7 @@ def test_rates_are_over_all_questions() -> None:
         "eval_clipped_ratio": 0.25,
         "eval_mean_length": 10.0,
         "eval_steps": 2.0,
+        "eval_questions": 4.0,
     }
 
 

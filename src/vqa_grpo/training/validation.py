@@ -44,7 +44,8 @@ def rates(tally: Tally) -> dict[str, float]:
     """A row of the history. Accuracy is strict: an answer that cannot be read is wrong."""
     names = {SCORE: "right", "eval_format_rate": "valid", "eval_clipped_ratio": "clipped"}
     names |= {"eval_mean_length": "tokens", "eval_steps": "steps"}
-    return {name: getattr(tally, count) / tally.asked for name, count in names.items()}
+    found = {name: getattr(tally, count) / tally.asked for name, count in names.items()}
+    return found | {"eval_questions": float(tally.asked)}
 
 
 def sample(count: int, size: int) -> list[int]:
