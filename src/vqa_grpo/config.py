@@ -186,6 +186,12 @@ class Train(Section):
         100, description="steps between two checkpoints, from which a retried run goes on; 0 makes none"
     )
     save_total_limit: Positive = Field(2, description="checkpoints that stay in storage, the newest ones")
+    validate_every: NotNegative = Field(
+        100,
+        description="steps between two scorings of held-out questions, by which the best weights are chosen; 0: none",
+    )
+    validation_sample: NotNegative = Field(200, description="questions of the validation split; 0 means all")
+    guards: Literal["stop", "warn", "off"] = Field("stop", description="what happens when a run goes wrong")
     deepspeed: str = Field("", description="zero1, zero2, zero3, zero3_offload, or a JSON file; empty for none")
     extra: dict[str, Any] = Field(default_factory=dict)
 

@@ -111,6 +111,16 @@ def test_a_run_with_nothing_but_missing_numbers_still_renders(read_page):
         assert "| all | 0 | – | – | – |" in render_markdown(run)
 
 
+def test_the_page_draws_held_out_scores_and_tells_what_the_guards_warned_of(run, read_page):
+    scored = [{"step": step, "eval_accuracy": 0.3 + step / 100, "eval_steps": 2.0} for step in (0, 10, 20)]
+    warned = {"step": 20, "guard": "entropy_collapse", "warning": f"the entropy fell {HOSTILE}"}
+    text = render_run_report(replace(run, history=[*scored, warned]))
+    page = read_page(text)
+    assert "Held-out questions answered right" in page.text
+    assert "After step 20: the entropy fell" in page.text
+    assert "Held-out questions answered right" not in read_page(render_run_report(run)).text
+
+
 def test_the_headline_says_when_format_and_answers_pull_apart(run):
     group = replace(run.overall, gain=-0.03, gain_ci=[-0.05, -0.01], from_format=0.02, from_answers=-0.05)
     assert headline(replace(run, overall=group)).endswith("-3.0 points [-5.0, -1.0]; format +2.0, answers -5.0 points")

@@ -197,6 +197,12 @@ REFUSALS = [
     ("--learning_rate fast", "invalid float value"),
     ("--config /nowhere/run.yaml", "cannot be read"),
     ("--max_steps 3 4", "unexpected argument '4'"),
+    ("--validate_every -1", "give 0 or more"),
+    ("--guard_patience 0", "give 1 or more"),
+    ("--guard_fall 1.5", "from 0 (never) to below 1"),
+    ("--guard_steps_factor 1", "more than 1"),
+    ("--guards loud", "invalid choice"),
+    ("--validate_every 5 --load_best_model_at_end", "both choose the best weights"),
     ("--auto_find_batch_size", "lower per_device_train_batch_size"),
 ]
 

@@ -14,12 +14,12 @@ TEMPLATE = (
 )
 
 
-def dataset(folder: Path, count: int = 16) -> Path:
-    """`count` easy-VQA questions in save_to_disk form, with a train split only."""
+def dataset(folder: Path, count: int = 16, validation: int = 0) -> Path:
+    """`count` easy-VQA questions in save_to_disk form: a train split, and one for validation where it gets any."""
     import datasets
     import easy_vqa
 
-    questions, answers, pictures = (part[:count] for part in easy_vqa.get_train_questions())
+    questions, answers, pictures = (part[: count + validation] for part in easy_vqa.get_train_questions())
     paths = easy_vqa.get_train_image_paths()
     rows = datasets.Dataset.from_dict(
         {
@@ -29,7 +29,10 @@ def dataset(folder: Path, count: int = 16) -> Path:
             "reference_steps": [[f"The answer is {answer}."] for answer in answers],
         }
     ).cast_column("image", datasets.Image())
-    datasets.DatasetDict({"train": rows}).save_to_disk(str(folder))
+    splits = {"train": rows.select(range(count))}
+    if validation:
+        splits["validation"] = rows.select(range(count, count + validation))
+    datasets.DatasetDict(splits).save_to_disk(str(folder))
     return folder
 
 

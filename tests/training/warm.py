@@ -49,7 +49,8 @@ def preload() -> None:
     import vqa_grpo.rewards.registry
     import vqa_grpo.training.__main__
     import vqa_grpo.training.policy
-    import vqa_grpo.training.trainer  # noqa: F401
+    import vqa_grpo.training.trainer
+    import vqa_grpo.training.validation  # noqa: F401
 
     torch.set_num_threads(1)
 
@@ -234,7 +235,7 @@ def _watch(kill: tuple[str, int] | None, journal: Path | None) -> None:
     """Patch the trainer of this process: note each step, and die where the test says."""
     from transformers import TrainerCallback
 
-    from vqa_grpo.training import checkpoints
+    from vqa_grpo.training import checkpoints, validation
     from vqa_grpo.training.trainer import VQATrainer
 
     moment, step = kill or ("", -1)
@@ -277,6 +278,16 @@ def _watch(kill: tuple[str, int] | None, journal: Path | None) -> None:
             return result
 
         setattr(VQATrainer, name, wrapped)
+
+    if scripted := json.loads(os.environ.get("SCORES", "null")):
+        # Held-out scores by step, in tenths: what a model of random weights says is always wrong.
+        judge = validation.judge
+
+        def scored(*args: Any) -> Any:
+            tenths = scripted[str(now["trainer"].state.global_step)]
+            return judge(*args)._replace(asked=10, right=tenths)
+
+        validation.judge = scored
 
     begin, generate = VQATrainer.__init__, VQATrainer._generate_and_score_completions
 

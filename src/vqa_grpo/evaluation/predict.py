@@ -16,7 +16,7 @@ from vqa_grpo.contract.failure import DataError
 from vqa_grpo.contract.prompt import PromptTemplate
 from vqa_grpo.contract.record import offered
 from vqa_grpo.contract.verdict import Prediction, prediction_schema
-from vqa_grpo.models.generate import before_end, complete, only_greedy
+from vqa_grpo.models import greedy
 from vqa_grpo.models.load import load_model, load_processor
 from vqa_grpo.scoring.answer import grade
 from vqa_grpo.scoring.metrics import METRICS, metric_for
@@ -55,21 +55,20 @@ def predict(
     device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
     processor = load_processor(str(model_path), min_pixels, max_pixels)
     model = load_model(str(model_path), dtype).to(device).eval()
-    ends = only_greedy(model, processor.tokenizer, max_new_tokens)
     total = len(dataset)
     done = 0
-    for window in _windows(dataset, batch_size * WINDOW_BATCHES):
-        window.sort(
-            key=lambda row: _expected_length(row, prompt), reverse=True
-        )  # the longest first: memory fails early
-        judged: list[Prediction] = []
-        for start in range(0, len(window), batch_size):
-            batch = window[start : start + batch_size]
-            for row, tokens in zip(batch, _complete(model, processor, batch, prompt), strict=True):
-                judged.append(_judge(row, tokens, ends, processor.tokenizer, metrics))
-            done += len(batch)
-            progress(done, total)
-        yield from _with_reasoning(window, judged, step_encoder)
+    with greedy.decoding(model, processor.tokenizer, max_new_tokens) as ends:
+        for window in _windows(dataset, batch_size * WINDOW_BATCHES):
+            # The longest first: memory fails early.
+            window.sort(key=lambda row: _expected_length(row, prompt), reverse=True)
+            judged: list[Prediction] = []
+            for start in range(0, len(window), batch_size):
+                batch = window[start : start + batch_size]
+                for row, tokens in zip(batch, _complete(model, processor, batch, prompt), strict=True):
+                    judged.append(_judge(row, tokens, ends, processor.tokenizer, metrics))
+                done += len(batch)
+                progress(done, total)
+            yield from _with_reasoning(window, judged, step_encoder)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> int:
@@ -164,8 +163,11 @@ def _complete(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], pro
 
 def _generate(model: Any, processor: Any, rows: Sequence[Mapping[str, Any]], prompt: PromptTemplate) -> list[list[int]]:
     pictures = _Pictures()
-    texts = [prompt.render(row["question"], row.get("choices"), row.get("options")) for row in rows]
-    return complete(model, processor, [(pictures.of(row), text) for row, text in zip(rows, texts, strict=True)])
+    return greedy.complete(model, processor, [_conversation(row, pictures, prompt) for row in rows])
+
+
+def _conversation(row: Mapping[str, Any], pictures: _Pictures, prompt: PromptTemplate) -> list[dict[str, Any]]:
+    return greedy.question(pictures.of(row), prompt.render(row["question"], row.get("choices"), row.get("options")))
 
 
 class _Pictures:
@@ -194,9 +196,9 @@ def _judge(
     tokenizer: Any,
     metrics: Mapping[str, str] | None = None,
 ) -> Prediction:
-    length = before_end(tokens, ends)
+    length = greedy.length(tokens, ends)
     cut_off = length is None
-    length = len(tokens) if length is None else length  # with its end token, as TRL counts completions/mean_length
+    length = len(tokens) if length is None else length
     text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
     completion = parse(text)
     options, source = offered(row.get("choices"), row.get("options")), row.get("source") or ""

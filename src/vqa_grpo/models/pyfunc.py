@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vqa_grpo.contract import prompt
 from vqa_grpo.contract.completion import parse
 from vqa_grpo.contract.picture import open_picture, open_upright
-from vqa_grpo.models.generate import before_end, complete, only_greedy
+from vqa_grpo.models import greedy
 from vqa_grpo.models.load import load_model, load_processor
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class VisualAnswers:
         self._template = prompt.check((folder / "prompt.txt").read_text(encoding="utf-8"), "prompt.txt")
         self._processor = load_processor(str(folder))
         self._model = load_model(str(folder), dtype).to(device).eval()
-        self._ends = only_greedy(self._model, self._processor.tokenizer, max_new_tokens)
+        self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
 
     def predict(self, rows: DataFrame, params: Mapping[str, Any] | None = None) -> DataFrame:
@@ -64,8 +64,12 @@ class VisualAnswers:
 
     def _answers(self, asked: list[tuple[Image, str]]) -> list[dict[str, Any]]:
         answers = []
-        for tokens in complete(self._model, self._processor, asked):
-            text = self._processor.tokenizer.decode(tokens[: before_end(tokens, self._ends)], skip_special_tokens=True)
+        tokenizer = self._processor.tokenizer
+        with greedy.decoding(self._model, tokenizer, self._max_new_tokens) as ends:
+            conversations = [greedy.question(picture, text) for picture, text in asked]
+            completed = greedy.complete(self._model, self._processor, conversations)
+        for tokens in completed:
+            text = tokenizer.decode(tokens[: greedy.length(tokens, ends)], skip_special_tokens=True)
             read = parse(text)
             values = (read.answer, list(read.steps), read.outcome.value, text)
             answers.append(dict(zip(COLUMNS, values, strict=True)))

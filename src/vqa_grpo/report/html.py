@@ -28,6 +28,8 @@ MAX_TYPES = 40
 MAX_CURVES = 12
 # What a trainer's log may hold, in the order of the page: title, axis, key, least range of the axis.
 _CURVES = (
+    ("Held-out questions answered right", "share", re.compile(r"eval_accuracy"), (0.0, 1.0)),
+    ("Held-out completions in the prompt's form", "share", re.compile(r"eval_format_rate"), (0.0, 1.0)),
     ("Reward", "reward", re.compile(r"reward"), None),
     ("", "mean reward", re.compile(r"rewards/(.+)/mean"), (0.0, 1.0)),
     ("Completion length", "tokens", re.compile(r"completions/mean_length"), None),
@@ -133,7 +135,10 @@ def _shown(types: Sequence[Group]) -> list[Group]:
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A chart for each known quantity in the log; entries without a step, such as a final summary, are passed over."""
+    """A chart for each known quantity in the log, and what its guards warned of.
+
+    Entries without a step, such as a final summary, are passed over.
+    """
     logged = [entry for entry in history if is_number(entry.get("step"))]
     keys = list(dict.fromkeys(str(key) for entry in logged for key in entry))
     charts = []
@@ -144,7 +149,9 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> list[str]:
             curve = [(entry["step"], entry[key]) for entry in logged if key in entry]
             name = title or f"Reward: {plain(match.group(1))[:40]}"
             charts.append(line_chart(curve, title=name, x_label="step", y_label=y_label, y_range=y_range))
-    return [f'<div class="curves">{"".join(charts[:MAX_CURVES])}</div>'] if charts else []
+    warnings = [paragraph(f"After step {row['step']}: {row['warning']}") for row in logged if row.get("warning")]
+    curves = [f'<div class="curves">{"".join(charts[:MAX_CURVES])}</div>'] if charts else []
+    return curves + warnings[:MAX_CURVES]
 
 
 def _examples(examples: Sequence[Example], pictures: bool) -> list[str]:

@@ -11,6 +11,7 @@ import time
 import traceback
 import uuid
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def train(arguments: Arguments) -> Path:
     rows = open_split(dataset_folder, template, vqa.train_split, arguments)
     check_size(len(rows), arguments)
     evaluated = open_split(dataset_folder, template, vqa.eval_split, arguments) if grpo.eval_strategy != "no" else None
+    questions = held_out(dataset_folder, template, arguments) if vqa.validate_every else None
 
     from vqa_grpo.rewards.registry import load_rewards
     from vqa_grpo.rewards.settings import RewardSettings
@@ -68,7 +70,7 @@ def train(arguments: Arguments) -> Path:
     from transformers import PrinterCallback
 
     from vqa_grpo.report.progress import emit
-    from vqa_grpo.training import progress, signs
+    from vqa_grpo.training import best, guards, progress, signs, validation
     from vqa_grpo.training.samples import Samples
     from vqa_grpo.training.trainer import VQATrainer
 
@@ -100,14 +102,33 @@ def train(arguments: Arguments) -> Path:
     if mlflow_run:
         trainer.add_callback(mlflow_run)
 
+    limits = guards.Limits(
+        vqa.guard_patience, vqa.guard_fall, vqa.guard_entropy_fall, vqa.guard_steps_factor, grpo.fp16
+    )
+    watch = validation.Guards(limits, may_stop=vqa.guards == "stop")
+    if vqa.guards != "off":
+        trainer.add_callback(watch)
+    scores = None
+    if questions is not None:
+        if layout.leads:
+            best.restore(start, keeper.output_dir)
+        trainer.accelerator.wait_for_everyone()
+        trainer.validated = True
+        chosen = validation.sample(len(questions), vqa.validation_sample)
+        scores = validation.Validation(trainer, questions, chosen, vqa.validate_every, arguments.model.use_peft)
+        trainer.add_callback(scores)
+
     status = "FAILED"
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-        status = "KILLED" if trainer.leave.requested else "FINISHED"
+        status = "KILLED" if trainer.leave.requested else "FAILED" if watch.stop else "FINISHED"
     except Exception as error:
         if trainer.leave.received:
             why = f"and then {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise stopped(checkpoints.newest_sealed(keeper.output_dir), why) from error
+        if "probability tensor contains" in str(error):  # torch, about sampling from NaN
+            why = f"the weights are NaN or infinite: {guards.LESS}"
+            raise ended(why, trainer.state.global_step, checkpoints.newest_sealed(keeper.output_dir)) from error
         raise
     finally:
         keeper.finish()
@@ -118,11 +139,19 @@ def train(arguments: Arguments) -> Path:
         step = min((step for leads, step in newest if leads), key=lambda step: step or 0)
         raise stopped(step, f"at step {trainer.state.global_step} of {trainer.state.max_steps}")
 
-    folder = policy.save(trainer, processor, source, arguments)
+    if watch.stop:
+        raise ended(watch.stop.sentence, trainer.state.global_step, checkpoints.newest_sealed(keeper.output_dir))
+
+    last = policy.save(trainer, processor, source, arguments)
+    found = scores.best if scores else None
+    folder = keeper.output_dir / best.FOLDER if found else last
+    if found:
+        policy.merge(trainer, folder, processor, source, arguments)
     if trainer.is_world_process_zero():
         from vqa_grpo.training import output
 
-        facts = {
+        history = trainer.state.log_history
+        facts: dict[str, Any] = {
             "kind": "model",
             "model": arguments.model.model_name_or_path,
             "dataset": vqa.dataset_name,
@@ -132,10 +161,22 @@ def train(arguments: Arguments) -> Path:
             "processes": trainer.accelerator.num_processes,
             "distributed": trainer.accelerator.distributed_type.value,
             "seconds": round(time.monotonic() - began, 1),
+            "weights_step": trainer.state.global_step,
+            "best": asdict(found) if found else None,
+            "last": {"step": trainer.state.global_step, "score": validation.newest_score(history)},
+            "warnings": [row for row in history if "guard" in row],
         }
-        record = output.write_records(folder, arguments, template, trainer.state.log_history, facts)
+        beside = ""
+        if vqa.publish_uri and found and found.step != trainer.state.global_step:
+            beside = f"{vqa.publish_uri.rstrip('/')}-last"
+            facts["last"] |= {"uri": beside}
+        record = output.write_records(last, arguments, template, history, facts)
+        if beside:  # first, since whoever waits for the run waits for publish_uri
+            output.publish(beside, last, record, last)
+        if found:
+            record = output.write_records(folder, arguments, template, history, facts | {"weights_step": found.step})
         if vqa.publish_uri:
-            output.publish(vqa.publish_uri, folder, record)
+            output.publish(vqa.publish_uri, folder, record, last)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -219,6 +260,28 @@ def stopped(newest: int | None, where: str) -> StepError:
         f"stopped by SIGTERM {where}; the newest checkpoint is step {newest}: "
         "start again with --resume_from_checkpoint true"
     )
+
+
+def ended(why: str, step: int, newest: int | None) -> ConfigurationError:
+    """The end that a guard made: the same run again would come to it again, so nobody is asked to retry."""
+    left = f"the newest checkpoint is step {newest}" if newest is not None else "there is no checkpoint"
+    return ConfigurationError(f"stopped after step {step}: {why} ({left}; --guards warn trains on regardless)")
+
+
+def held_out(folder: str, template: prompt.PromptTemplate, arguments: Arguments) -> Any | None:
+    """The questions that the best weights are chosen by; None, said aloud, where the data set has none of them."""
+    if not (Path(folder) / "dataset_dict.json").is_file():
+        raise ConfigurationError(
+            f"--validate_every needs held-out questions, and {arguments.vqa.dataset_name} has no splits: "
+            "save a DatasetDict with a split validation, or leave --validate_every out"
+        )
+    rows = open_split(folder, template, arguments.vqa.eval_split, arguments)
+    if len(rows):
+        return rows
+    if arguments.grpo.process_index == 0:
+        name = arguments.vqa.eval_split
+        checkpoints.say_aloud(f"the split {name} has no rows: nothing is validated, and the last weights count")
+    return None
 
 
 def open_split(folder: str, template: prompt.PromptTemplate, split: str, arguments: Arguments) -> Any:

@@ -125,7 +125,40 @@ class VQAArguments:
         default="train", metadata={"help": "The split to train on, where the data set has splits."}
     )
     eval_split: str = field(
-        default="validation", metadata={"help": "The split that --eval_strategy scores during training."}
+        default="validation",
+        metadata={"help": "The split that --validate_every and --eval_strategy score during training."},
+    )
+    validate_every: int = field(
+        default=0,
+        metadata={
+            "help": "Steps between two scorings of --eval_split, greedily and by the evaluation's own rules; the "
+            "weights with the best accuracy, the latest among equals, are kept in OUTPUT_DIR/best and published. 0 "
+            "scores nothing and publishes the last weights."
+        },
+    )
+    validation_sample: int = field(
+        default=200, metadata={"help": "How many questions are asked each time, always the same; 0 means all."}
+    )
+    guards: str = field(
+        default="stop",
+        metadata={
+            "help": "What happens when a run goes wrong (NaN, rewards without spread, a collapse of format, length or "
+            "entropy, a game with the number of steps): 'stop' ends it where it is lost and warns elsewhere, 'warn' "
+            "only says so, 'off' does not look.",
+            "choices": ["stop", "warn", "off"],
+        },
+    )
+    guard_patience: int = field(
+        default=25, metadata={"help": "Logged rounds in a row that something must have gone wrong for."}
+    )
+    guard_fall: float = field(
+        default=0.2, metadata={"help": "Format rate or length below this share of what it was is a collapse."}
+    )
+    guard_entropy_fall: float = field(
+        default=0.05, metadata={"help": "Entropy below this share of what it was at first is a collapse."}
+    )
+    guard_steps_factor: float = field(
+        default=2.0, metadata={"help": "So many times more or fewer reasoning steps than at first is suspicious."}
     )
     logging_dir: str | None = field(
         default=None,
@@ -571,6 +604,27 @@ def _watching(reading: Reading) -> None:
         values["report_to"] = trackers or "none"
 
 
+def _choosing(reading: Reading) -> None:
+    values = reading.values
+    for name in ("validate_every", "validation_sample"):
+        if values[name] < 0:
+            raise ConfigurationError(f"--{name} {values[name]} is negative: give 0 or more")
+    if values["guard_patience"] < 1:
+        raise ConfigurationError(f"--guard_patience {values['guard_patience']}: give 1 or more")
+    for name in ("guard_fall", "guard_entropy_fall"):
+        if not 0 <= values[name] < 1:
+            raise ConfigurationError(f"--{name} {values[name]}: give a share from 0 (never) to below 1")
+    if values["guard_steps_factor"] <= 1:
+        raise ConfigurationError(f"--guard_steps_factor {values['guard_steps_factor']}: give more than 1")
+    if values["validate_every"] and values["load_best_model_at_end"]:
+        raise ConfigurationError(
+            "--load_best_model_at_end and --validate_every both choose the best weights: leave the former out"
+        )
+    # Trainer would put a believable number in the place of a loss that is NaN, where the guards look for it.
+    if "logging_nan_inf_filter" not in reading.given:
+        values["logging_nan_inf_filter"] = values["guards"] == "off"
+
+
 def _quiet_bar(reading: Reading) -> None:
     # A watching process reads lines; tqdm's carriage returns would only be noise between them.
     if os.environ.get("VQA_GRPO_PROGRESS") == "lines" and "disable_tqdm" not in reading.given:
@@ -589,6 +643,7 @@ RULES = (
     _groups,
     _checkpoints,
     _watching,
+    _choosing,
     _quiet_bar,
 )
 

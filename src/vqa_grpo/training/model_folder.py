@@ -24,7 +24,7 @@ from vqa_grpo.report.markdown import escape
 MODULES = (
     "__init__.py",
     *(f"contract/{name}.py" for name in ("__init__", "completion", "failure", "picture", "prompt", "record")),
-    *(f"models/{name}.py" for name in ("__init__", "generate", "image_only", "load", "pyfunc")),
+    *(f"models/{name}.py" for name in ("__init__", "greedy", "image_only", "load", "pyfunc")),
 )
 REQUIRED = ("mlflow", "torch", "transformers", "pillow", "pandas")
 BATCH_SIZE = 8

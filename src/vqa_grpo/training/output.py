@@ -74,18 +74,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def publish(uri: str, folder: Path, record: dict[str, Any]) -> None:
-    """Publish the final model alone: checkpoints and logs lie in the same folder and stay behind."""
+def publish(uri: str, folder: Path, record: dict[str, Any], output_dir: Path) -> None:
+    """Publish a model with the samples in `output_dir`: checkpoints and logs may lie in the same folder, and stay."""
     from vqa_grpo.storage.publish import publish_folder
 
     metadata = {key: record[key] for key in ("kind", "model", "dataset", "steps", "prompt_digest", "versions")}
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=folder) as staging:
-        inside = ("adapter/*", f"{samples.FOLDER}/step-*", f"{model_folder.CODE}/**/*.py")
-        for path in [*folder.iterdir(), *(path for pattern in inside for path in folder.glob(pattern))]:
+        own = [*folder.iterdir(), *folder.glob("adapter/*"), *folder.glob(f"{model_folder.CODE}/**/*.py")]
+        sampled = output_dir.glob(f"{samples.FOLDER}/step-*")
+        for path, root in [*((path, folder) for path in own), *((path, output_dir) for path in sampled)]:
             if path.is_file() and _belongs(path):
-                target = Path(staging) / path.relative_to(folder)
+                target = Path(staging) / path.relative_to(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link(path, target)
+                link(path, target)
         publish_folder(uri, Path(staging), metadata)
 
 
@@ -108,7 +109,7 @@ def _shards(index: Path) -> set[str]:
     return named if all(index.with_name(name).is_file() for name in named) else set()
 
 
-def _link(path: Path, target: Path) -> None:
+def link(path: Path | str, target: Path | str) -> None:
     """A second name for the same bytes, where the file system has hard links."""
     try:
         os.link(path, target)

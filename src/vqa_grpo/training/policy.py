@@ -99,10 +99,20 @@ def save(trainer: GRPOTrainer, processor: Any, source: str, arguments: Arguments
     quantised or split over the ranks.
     """
     folder = Path(str(arguments.grpo.output_dir))
+    save_weights(trainer, folder, arguments.model.use_peft)
+    merge(trainer, folder, processor, source, arguments)
+    return folder
+
+
+def save_weights(trainer: GRPOTrainer, folder: Path, adapted: bool) -> None:
+    """Write what training changes: all weights, or LoRA's adapter into `adapter/`. Every rank calls this."""
+    trainer.save_model(str(folder / "adapter" if adapted else folder))
+
+
+def merge(trainer: GRPOTrainer, folder: Path, processor: Any, source: str, arguments: Arguments) -> None:
+    """Make a folder of `save_weights` whole: an adapter is put into the base model. Every rank calls this."""
     if not arguments.model.use_peft:
-        trainer.save_model(str(folder))
-        return folder
-    trainer.save_model(str(folder / "adapter"))
+        return
     if trainer.is_world_process_zero():
         from peft import PeftModel
 
@@ -111,4 +121,3 @@ def save(trainer: GRPOTrainer, processor: Any, source: str, arguments: Arguments
             PeftModel.from_pretrained(base, str(folder / "adapter")).merge_and_unload().save_pretrained(str(folder))
         processor.save_pretrained(str(folder))
     trainer.accelerator.wait_for_everyone()
-    return folder

@@ -17,6 +17,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, strip_images_from_messages
 
 from vqa_grpo.contract.failure import DataError
+from vqa_grpo.training import best
 from vqa_grpo.training.checkpoints import PICKLED_ARGUMENTS, Keeper, Layout, clear, gather
 from vqa_grpo.training.samples import Samples
 
@@ -42,6 +43,7 @@ class VQATrainer(GRPOTrainer):
         if layout.nodes > 1 and hasattr(self.model, "should_save_on_this_rank"):
             model: Any = self.model
             model.should_save_on_this_rank = lambda is_main_process: is_main_process
+        self.validated = False  # whether the best weights so far belong into each checkpoint
         self.leave = LeaveOnSignal()
         self.add_callback(self.leave)
 
@@ -112,8 +114,10 @@ class VQATrainer(GRPOTrainer):
             # each node under use_node_local_storage, as it does with the parts themselves.
             for part in folder.glob("global_step*"):
                 (folder / "latest").write_text(part.name)
-            best = self.state.best_global_step
-            self.keeper.take(folder, save_id, step, [best] if best else [])
+            if self.validated:
+                best.attach(Path(str(self.args.output_dir)), folder)
+            chosen = self.state.best_global_step
+            self.keeper.take(folder, save_id, step, [chosen] if chosen else [])
 
     # transformers 5.23 trains one step too many when the checkpoint it resumes from is that of the last step. Can go
     # once `_run_epoch` looks at max_steps before its first batch.
