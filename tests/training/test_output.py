@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def published(folder: Path) -> set[str]:
-    publish(str(folder.parent / "published"), folder, RECORD)
+    publish(str(folder.parent / "published"), folder, RECORD, folder)
     return set(get(str(folder.parent / "published")).files)
 
 
