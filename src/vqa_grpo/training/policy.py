@@ -122,7 +122,8 @@ def adapted_modules(model: Any, config: Any) -> list[str]:
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)]
     open_ones = [name for name in layers if not re.fullmatch(config.exclude_modules or "", name)]
     if config.target_modules in (None, "all-linear"):
-        return [name for name in open_ones if name != "lm_head"]
+        linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
+        return [name for name in open_ones if name in linear]
     targets = config.target_modules if isinstance(config.target_modules, set | list) else [config.target_modules]
     reached = [name for name in layers if check_target_module_exists(config, name)]
     for target in sorted(targets):

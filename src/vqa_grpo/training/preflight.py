@@ -276,6 +276,8 @@ def _existing(folder: Path) -> Path:
 
 
 def _count(parameters: int) -> str:
+    if parameters < 1e6:
+        return f"{parameters:,}"
     return f"{parameters / 1e9:.2f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.2f} million"
 
 
