@@ -102,13 +102,15 @@ def test_a_picture_becomes_as_many_tokens_as_the_pixel_bounds_allow(tiny_model: 
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs pip install 'vqa-grpo[qlora]'")
-def test_a_4_bit_base_trains_an_adapter_and_leaves_the_merged_model(
+def test_a_4_bit_base_trains_an_adapter_goes_on_with_it_and_leaves_the_merged_model(
     tiny_model: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     from vqa_grpo.training.__main__ import main
 
-    argv = warm.options(tiny_model, tiny_dataset, tmp_path / "out", "--max_steps", "2", "--save_steps", "2")
-    assert main([*argv, "--use_peft", "--load_in_4bit", "--target_modules", "q_proj", "v_proj"]) == 0
+    argv = warm.options(tiny_model, tiny_dataset, tmp_path / "out", "--save_steps", "2")
+    argv += ["--use_peft", "--load_in_4bit", "--target_modules", "q_proj", "v_proj", "--max_steps"]
+    assert main([*argv, "2"]) == 0
+    assert main([*argv, "3", "--resume_from_checkpoint", "true"]) == 0
     moved = load_model(str(tmp_path / "out")).state_dict()
     before = load_model(str(tiny_model)).state_dict()
     assert {name.split(".")[-2] for name in before if not before[name].equal(moved[name])} == {"q_proj", "v_proj"}

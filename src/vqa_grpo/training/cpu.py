@@ -12,9 +12,9 @@ from vqa_grpo.contract.failure import ConfigurationError
 def start(values: dict[str, Any]) -> None:
     """Build the process group that `values` (the settings by name) need on the CPU; nothing where there is a GPU.
 
-    DeepSpeed: accelerate 1.15 ignores its configuration under use_cpu and trains plain DDP without a word; without
-    use_cpu it counts one process. Building the process state here, and telling both to use it, avoids both. Can go
-    once accelerate starts DeepSpeed on the CPU by itself.
+    DeepSpeed: under use_cpu accelerate 1.15 does not start DeepSpeed's own process group, so that ZeRO-3 counts one
+    process and refuses the batch sizes. Building the process state here, and telling both to use it, avoids that. Can
+    go once the two ZeRO-3 tests on the CPU pass without it.
 
     DDP: transformers 5 hands `--ddp_timeout` on for GPUs alone, and gloo would wait its own half hour. Can go once it
     does so under use_cpu.
