@@ -11,7 +11,7 @@ import pytest
 
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.training import arguments
-from vqa_grpo.training.arguments import parse, read
+from vqa_grpo.training.arguments import parse, read, rules
 
 BASE = ["--model_name_or_path", "Qwen/Qwen2-VL-7B-Instruct", "--dataset_name", "/data/vqa", "--output_dir", "./out"]
 GUIDE = [*BASE, "--use_huggingface_dataset", "--task_type", "vqa", "--num_train_epochs", "3", "--save_steps", "500"]
@@ -61,12 +61,12 @@ COMMANDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "has_cuda", lambda: True)
+    monkeypatch.setattr(rules, "has_cuda", lambda: True)
 
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "has_cuda", lambda: False)
+    monkeypatch.setattr(rules, "has_cuda", lambda: False)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -230,10 +230,10 @@ def test_a_missing_model_or_data_set_is_named(name: str) -> None:
 
 
 def test_vllm_is_refused_where_it_is_missing_or_would_corrupt_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "_installed", lambda package: False)
+    monkeypatch.setattr(rules, "_installed", lambda package: False)
     with pytest.raises(ConfigurationError, match="not installed"):
         read([*BASE, "--use_vllm"])
-    monkeypatch.setattr(arguments, "_installed", lambda package: True)
+    monkeypatch.setattr(rules, "_installed", lambda package: True)
     with pytest.raises(ConfigurationError, match="--vllm_mode server"):
         read([*BASE, "--use_vllm"])
     assert read([*BASE, "--use_vllm", "--vllm_mode", "server"]).values["use_vllm"]

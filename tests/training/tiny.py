@@ -68,7 +68,7 @@ def model(folder: Path) -> Path:
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": 8192,
             "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             "eos_token_id": piece("<|im_end|>"),

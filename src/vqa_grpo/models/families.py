@@ -25,6 +25,7 @@ class Family:
     min_pixels: int = 56 * 56  # the image processor's own bounds, where nobody gives others
     max_pixels: int = 1280 * 28 * 28
     max_aspect: int = 200
+    vision_modules: tuple[str, ...] = ("visual",)  # the vision tower's names, its merger into the language included
 
     @property
     def cell(self) -> int:
@@ -61,6 +62,8 @@ class Family:
         return (wide // self.cell) * (high // self.cell)
 
 
+# Where no family is declared: the tower's name in Qwen-VL and GLM-V, in LLaVA and InternVL, in Idefics and SmolVLM.
+USUAL_VISION_MODULES = ("visual", "vision_tower", "vision_model")
 TINY = "builtin:tiny"
 FAMILIES = {
     family.name: family
@@ -87,6 +90,12 @@ def family_of(base: str) -> Family | None:
     letters = re.sub(r"[^a-z0-9]", "", base.lower())
     named = {"qwen25vl": "qwen2_5_vl", "qwen2vl": "qwen2_vl"}
     return next((FAMILIES[name] for sign, name in named.items() if sign in letters), None)
+
+
+def vision_modules_of(base: str) -> tuple[str, ...]:
+    """What the vision tower is called in a base model; every usual name where its family is not known."""
+    family = family_of(base)
+    return family.vision_modules if family else USUAL_VISION_MODULES
 
 
 def _family_of_config(config: object) -> Family | None:

@@ -28,6 +28,18 @@ def load_model(path: str, dtype: Any = "float32", **options: Any) -> Any:
     return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
 
 
+def outline(path: str, revision: str = "main") -> Any:
+    """The model with names and shapes alone, on torch's meta device: no weights are read, however large it is."""
+    image_only.install()
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from vqa_grpo.models.zero_init import outside_zero_init
+
+    with outside_zero_init(), torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path, revision=revision))
+
+
 def _is_image_only(folder: Path) -> bool:
     """Whether a local folder's processor was saved without a video part, as the embedded model's is."""
     try:

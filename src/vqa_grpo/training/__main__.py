@@ -5,6 +5,7 @@ One process per device; `--help` lists every option. The exit code says why a ru
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ import uuid
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vqa_grpo.contract import prompt, vitals
 from vqa_grpo.contract.failure import (
@@ -51,7 +52,6 @@ def train(arguments: Arguments) -> Path:
     template = prompt.load(vqa.prompt_template)
     dataset_folder = fetched(str(vqa.dataset_name), arguments)
     rows = open_split(dataset_folder, template, vqa.train_split, arguments)
-    check_size(len(rows), arguments)
     evaluated = open_split(dataset_folder, template, vqa.eval_split, arguments) if grpo.eval_strategy != "no" else None
     questions = held_out(dataset_folder, template, arguments) if vqa.validate_every else None
 
@@ -60,12 +60,13 @@ def train(arguments: Arguments) -> Path:
 
     rewards = load_rewards(vqa.reward_funcs, RewardSettings.from_options(vars(vqa)))
 
-    from vqa_grpo.training import policy
+    from vqa_grpo.training import policy, preflight
 
     source = fetched(str(arguments.model.model_name_or_path), arguments)
     policy.check_source(source)
+    processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels)
+    preflight.check(arguments, source=source, rows=rows, processor=processor)
     model = policy.load(source, arguments)
-    processor = load_processor(source, arguments)
 
     from transformers import PrinterCallback
 
@@ -90,7 +91,7 @@ def train(arguments: Arguments) -> Path:
         train_dataset=rows,
         eval_dataset=evaluated,
         processing_class=processor,
-        peft_config=policy.peft_config(arguments),
+        peft_config=policy.peft_config(arguments.model, source, vqa.lora_vision_modules),
         keeper=keeper,
         layout=layout,
         samples=samples,
@@ -290,31 +291,15 @@ def open_split(folder: str, template: prompt.PromptTemplate, split: str, argumen
     return open_rows(Path(folder), template, split, arguments.vqa.reward_funcs, str(arguments.vqa.dataset_name))
 
 
-def check_size(rows: int, arguments: Arguments) -> None:
-    batch, group = int(arguments.grpo.generation_batch_size or 0), int(arguments.grpo.num_generations or 1)
-    prompts = batch // group
-    if rows < prompts:
-        raise ConfigurationError(
-            f"--dataset_name {arguments.vqa.dataset_name} has {rows} rows, but one round takes {prompts} "
-            f"({batch} completions in groups of {group}): make the batch smaller"
-        )
-
-
-def load_processor(source: str, arguments: Arguments) -> Any:
-    from vqa_grpo.models.load import load_processor
-
-    try:
-        return load_processor(source, arguments.vqa.min_pixels, arguments.vqa.max_pixels)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"the processor of {source}: {' '.join(str(error).split())[:400]}") from error
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run and return the exit code; whatever goes wrong ends in one line on stderr."""
     # TRL sets this field by itself, so that nobody who reads the warning can act on it.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
+        words = sys.argv[1:] if argv is None else argv
+        if (report := preflight_report(words)) is not None:
+            return report
+        arguments = parse(words)
         if RANK == 0:
             for note in arguments.notes:
                 print(f"note: {note}", file=sys.stderr, flush=True)
@@ -336,6 +321,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def preflight_report(words: list[str]) -> int | None:
+    """The exit code of `--preflight`, which one process of a run looks into; None where it was not asked for."""
+    from vqa_grpo.training import preflight
+
+    if not preflight.asked(words):
+        return None
+    return preflight.report(words) if RANK == 0 else 0
+
+
 def leave_group() -> None:
     """Without this a finished DDP run ends with SIGABRT, which reads as a crash."""
     if in_group():
@@ -349,12 +343,23 @@ def in_group() -> bool:
     return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-if __name__ == "__main__":
-    code = main()
-    if code and in_group():
-        # Other ranks may wait in a collective: taking leave of them could block, and tearing the group down at
-        # interpreter exit would abort and lose the exit code. torchrun ends the others.
+def end(code: int) -> NoReturn:
+    """Leave the process with `code`. One that trained among others leaves at once, past the interpreter's own end."""
+    if distributed():
+        # After a failure other ranks may wait in a collective: taking leave of them could block, and tearing the group
+        # down would abort and lose the exit code. After a success gloo's threads now and then outlive their group, and
+        # the C++ runtime aborts on them (torch 2.13, under accelerate launch). Trackers still close their runs.
+        if code == 0:
+            atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def distributed() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "torch" in sys.modules
+
+
+if __name__ == "__main__":
+    end(main())

@@ -12,11 +12,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, strip_images_from_messages
 
-from vqa_grpo.contract.failure import DataError
+from vqa_grpo.contract.failure import ConfigurationError, DataError
 from vqa_grpo.training import best
 from vqa_grpo.training.checkpoints import PICKLED_ARGUMENTS, Keeper, Layout, clear, gather
 from vqa_grpo.training.samples import Samples
@@ -40,12 +41,15 @@ class VQATrainer(GRPOTrainer):
         self.samples = samples
         # transformers 5.23 writes weights on rank 0 alone, whatever save_on_each_node says, and so leaves the other
         # nodes' checkpoints without any. Can go once `save_pretrained(is_main_process=True)` writes on every rank.
-        if layout.nodes > 1 and hasattr(self.model, "should_save_on_this_rank"):
-            model: Any = self.model
+        model: Any = self.model
+        if layout.nodes > 1 and hasattr(model, "should_save_on_this_rank"):
             model.should_save_on_this_rank = lambda is_main_process: is_main_process
         self.validated = False  # whether the best weights so far belong into each checkpoint
         self.leave = LeaveOnSignal()
         self.add_callback(self.leave)
+        if self.args.deepspeed_plugin is not None:
+            check_deepspeed(self)
+            self.add_callback(EngineRuns(self))
 
     # RepeatSampler of trl 1.16 draws each epoch's order from one generator that a new process starts afresh, so a
     # run resumed in a later epoch repeats the first one's order. Can go once it has a `set_epoch`.
@@ -185,6 +189,32 @@ class LeaveOnSignal(TrainerCallback):
         flag = torch.tensor([int(self.received)], device=args.device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return bool(flag.item())
+
+
+class EngineRuns(TrainerCallback):
+    """Refuses to train without the DeepSpeed engine that was asked for, once everything is prepared."""
+
+    def __init__(self, trainer: VQATrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer.deepspeed is None:
+            raise ConfigurationError(
+                "DeepSpeed was asked for, but its engine does not hold the model: start with torchrun, "
+                "accelerate launch or deepspeed, or leave --deepspeed out"
+            )
+
+
+def check_deepspeed(trainer: GRPOTrainer) -> None:
+    """accelerate can take a DeepSpeed configuration and train plain DDP without a word: say so instead."""
+    found = trainer.accelerator.distributed_type
+    if found != DistributedType.DEEPSPEED:
+        raise ConfigurationError(
+            f"DeepSpeed was asked for, but this run would train as {found.value}: start it with torchrun, "
+            "accelerate launch or deepspeed, or leave --deepspeed out"
+        )
 
 
 def is_adapted(model: Any) -> bool:
