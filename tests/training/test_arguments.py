@@ -312,7 +312,7 @@ def test_a_run_configuration_becomes_the_same_rewards() -> None:
 
 
 def test_trackers_that_are_not_installed_are_left_out_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "_installed", lambda package: package != "mlflow")
+    monkeypatch.setattr(rules, "_installed", lambda package: package != "mlflow")
     reading = read([*BASE, "--report_to", "mlflow", "tensorboard"])
     assert reading.values["report_to"] == ["tensorboard"]
     assert [note for note in reading.notes if "mlflow is not installed here" in note]
