@@ -317,7 +317,7 @@ def test_trackers_that_are_not_installed_are_left_out_aloud(monkeypatch: pytest.
     assert reading.values["report_to"] == ["tensorboard"]
     assert [note for note in reading.notes if "mlflow is not installed here" in note]
     assert read([*BASE, "--report_to", "mlflow"]).values["report_to"] == "none"
-    monkeypatch.setattr(arguments, "_installed", lambda package: True)
+    monkeypatch.setattr(rules, "_installed", lambda package: True)
     assert read([*BASE, "--report_to", "mlflow"]).values["report_to"] == ["mlflow"]
 
 
