@@ -185,7 +185,7 @@ def test_a_planted_duplicate_is_written_on_one_side_only(rows: list[Record], tmp
 
 
 def test_a_limit_takes_the_first_rows_of_each_split(rows: list[Record], tmp_path: Path) -> None:
-    result = converted(tmp_path, ALL_TRAIN, splits={"train": rows[30:], "test": rows[:30]}, limit=7)
+    result = converted(tmp_path, ALL_TRAIN, splits={"train": rows[30:], "test": rows[:30]}, part=Part(limit=7))
     assert result.splits == {"train": 7, "validation": 0, "test": 7}
     assert list(read_records(tmp_path / "out", "test")) == rows[:7]
 

@@ -61,18 +61,16 @@ def convert(
     rule: SplitRule,
     out: Path,
     *,
-    limit: int = 0,
     part: Part = WHOLE,
     shard_bytes: int = SHARD_BYTES,
     resize: Resize | None = None,
 ) -> ConvertedData:
     """Write `out` as a DatasetDict folder that `datasets.load_from_disk` reads; go on where a killed run ended.
 
-    `index` is that of the whole source, also for a part, or of its first `limit` rows of each split. Unusable rows
+    `index` is that of the whole source, also for a part, or of the first `part.limit` rows of each split. Unusable rows
     are left out. Raises DataError when no row is left to train on and when the source is not what the index says,
     ConfigurationError when `out` holds anything but a conversion.
     """
-    part = Part(part.index, part.count, limit or part.limit)
     plan = _name(_sha256_of(index), asdict(rule), part.limit, resize and asdict(resize))
     where = {"index": part.index, "count": part.count, "limit": part.limit}
     name = _name(plan, where, shard_bytes, LAYOUT)

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +77,7 @@ class DataPlan:
             index,
             self.split_rule,
             out,
-            limit=self.data.limit,
-            part=part,
+            part=replace(part, limit=self.data.limit),
             shard_bytes=self.data.shard_megabytes * 1_000_000,
             resize=self._resize,
         )
