@@ -170,6 +170,6 @@ def test_the_switch_is_found_on_the_command_line_and_looked_into_once(
     words += ["--max_completion_length", "8"]
     assert entry.main(words) == 0
     assert "preflight: ready" in capsys.readouterr().out
-    monkeypatch.setattr(entry, "RANK", 1)
+    monkeypatch.setenv("RANK", "1")
     assert entry.main(words) == 0
     assert "preflight" not in capsys.readouterr().out

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any, TextIO
 from vqa_grpo.contract import prompt
 from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, StepError
 from vqa_grpo.storage.store import explain_os_error
-from vqa_grpo.training import cpu
+from vqa_grpo.training import cpu, world
 from vqa_grpo.training.arguments import RULES, Arguments, Reading, rules, settings
 
 SAMPLE = 512  # rows looked at, evenly spread
@@ -224,7 +223,7 @@ def deepspeed(subject: Subject) -> str:
             "--deepspeed with an offloaded optimizer compiles it at first use, and there is no C++ compiler here: "
             "install g++ and ninja, or give --deepspeed zero3"
         )
-    return f"ZeRO-{stage}, {_processes()} processes"
+    return f"ZeRO-{stage}, {world.processes()} processes"
 
 
 def disk(subject: Subject) -> str:
@@ -262,12 +261,8 @@ def _kept(values: dict[str, Any], rows: int) -> int:
 def _total_steps(values: dict[str, Any], rows: int) -> int:
     if values["max_steps"] > 0:
         return int(values["max_steps"])
-    size = values["per_device_train_batch_size"] * _processes() * values["gradient_accumulation_steps"]
+    size = values["per_device_train_batch_size"] * world.processes() * values["gradient_accumulation_steps"]
     return math.ceil(rows * int(values["num_generations"] or 1) * values["num_train_epochs"] / size)
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _existing(folder: Path) -> Path:
