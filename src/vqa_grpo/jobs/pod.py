@@ -154,6 +154,8 @@ def _command(spec: JobSpec) -> list[str]:
 
 def _environment(spec: JobSpec, environment: Mapping[str, str]) -> list[dict[str, Any]]:
     """The container's variables: the launcher's, then ours where nobody else says so, then the spec's, and secrets."""
+    for name, value in spec.environment.items():
+        _check_variable(name, value)
     twice = sorted(spec.environment.keys() & spec.secrets.keys())
     if twice:
         raise ConfigurationError(f"{twice[0]} is both among the plain variables and among the secrets: leave one out")
