@@ -23,7 +23,7 @@ from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobErro
 from vqa_grpo.contract.vitals import Failure
 from vqa_grpo.jobs import cluster
 from vqa_grpo.jobs.kubernetes_api import ApiError, KubernetesApi
-from vqa_grpo.jobs.pytorchjob import build_manifest
+from vqa_grpo.jobs.pytorchjob import KIND
 from vqa_grpo.jobs.spec import JobSpec, job_name
 from vqa_grpo.jobs.verdict import message
 
@@ -58,7 +58,7 @@ class FakeCluster:
         cluster.run(spec, self, sleep=self.sleep, clock=lambda: self.now)
 
     def store(self, spec: JobSpec = SPEC, *conditions: str) -> dict[str, Any]:
-        job = build_manifest(spec)
+        job = KIND.build_manifest(spec)
         job["status"] = {"conditions": [condition(kind) for kind in conditions]}
         self.stored[spec.name] = job
         return job

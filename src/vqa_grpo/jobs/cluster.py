@@ -14,8 +14,9 @@ from typing import Any, NoReturn, TypeVar
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError, StepError
 from vqa_grpo.jobs import outcome
 from vqa_grpo.jobs.kubernetes_api import ApiError, ClusterApi, KubernetesApi, own_namespace
-from vqa_grpo.jobs.pytorchjob import HASH_ANNOTATION, JOB_LABEL, RUN_LABEL, build_manifest, inherited
-from vqa_grpo.jobs.spec import JobSpec, run_label
+from vqa_grpo.jobs.pod import inherited
+from vqa_grpo.jobs.pytorchjob import KIND
+from vqa_grpo.jobs.spec import HASH_ANNOTATION, RUN_LABEL, JobSpec, run_label
 
 POLL_SECONDS = 5.0
 _PATIENCE_SECONDS = 600.0  # how long the API server may be away; the job does not need it to go on
@@ -99,7 +100,7 @@ class _ClusterJob:
 
     def _create(self, owner: Mapping[str, Any] | None) -> bool:
         """Whether the job is now there through us; False when the name was taken."""
-        manifest = build_manifest(self.spec, owner, inherited(os.environ))
+        manifest = KIND.build_manifest(self.spec, owner, inherited(os.environ))
         self._ours = True
         try:
             self._patiently(lambda: self._api.create(manifest), "create")
@@ -175,7 +176,7 @@ class _ClusterJob:
 
     def _pods(self) -> list[dict[str, Any]]:
         try:
-            return self._api.pods(f"{JOB_LABEL}={self.spec.name}")
+            return self._api.pods(KIND.pod_selector(self.spec.name))
         except ApiError as error:
             self._once(f"pods of job {self.spec.name} cannot be listed: {error}")
             return []

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.jobs.outcome import CONTAINER
-from vqa_grpo.jobs.pytorchjob import GROUP, PLURAL, VERSION
+from vqa_grpo.jobs.pytorchjob import KIND
 
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # Kubernetes puts it in every pod
 _TIMEOUT = (5, 30)  # seconds to connect and to read
@@ -74,7 +74,7 @@ class KubernetesApi:
                 config.load_kube_config()
         except (config.ConfigException, OSError) as error:
             raise ConfigurationError(f"no cluster to be reached from here ({error}): set job.launcher=local") from None
-        self._where = {"group": GROUP, "version": VERSION, "namespace": namespace, "plural": PLURAL}
+        self._where = {"group": KIND.group, "version": KIND.version, "namespace": namespace, "plural": KIND.plural}
         self._namespace = namespace
         self._custom = client.CustomObjectsApi()
         self._core = client.CoreV1Api()
