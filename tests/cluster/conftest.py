@@ -1,4 +1,4 @@
-"""The emulated cluster and its client. `emulator`, `fake_operator` and `nodes` beside this are imported by name."""
+"""The emulated cluster and its client. The modules beside this are imported by name."""
 
 from __future__ import annotations
 

@@ -50,18 +50,26 @@ class Call:
         return f"{self.verb} {self.resource}"
 
 
+def _nothing() -> None: ...
+
+
 @dataclass(frozen=True)
 class Trouble:
-    """What goes wrong with a call: answered with `status`, or the connection is reset where that is 0.
+    """What goes wrong with a call: it is answered with `status`, or its connection is reset where that is 0, or it is
+    answered as ever where that is None.
 
-    `happens`  whether what was asked for is done all the same, as when only the answer is lost
-    `then`     called in between, to kill a launcher for instance
+    `happens`      whether what was asked for is done; it may be done and only the answer lost
+    `first`, `then`  called before and after that, to kill a launcher for instance
     """
 
-    status: int = 0
+    status: int | None = 0
     happens: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
-    then: Callable[[], None] = lambda: None
+    first: Callable[[], None] = _nothing
+    then: Callable[[], None] = _nothing
+
+
+ALL_WELL = Trouble(None, happens=True)
 
 
 @dataclass
@@ -85,7 +93,8 @@ class Cluster(kmock.KubernetesEmulator):
         self.on_call: Callable[[Call], None] = lambda _call: None
         self.log_cuts: list[int] = []  # the next streams are reset after so many lines
         self.log_repeats = False  # whether streams begin at the beginning, whatever they were asked for
-        self.token = ""  # what must stand in the Authorization header, where it is not empty
+        self.on_unauthorized: Callable[[], None] = _nothing
+        self.bearer = ""  # what must stand in the Authorization header, where it is not empty
         self._loop: asyncio.AbstractEventLoop | None = None
         for resource in RESOURCES.values():
             self.resources[resource] = {"namespaced": True}
@@ -159,20 +168,21 @@ class Cluster(kmock.KubernetesEmulator):
     async def __call__(self, raw: web.BaseRequest) -> web.StreamResponse:  # type: ignore[override]
         if raw.query.get("watch") == "True":
             raw = raw.clone(rel_url=raw.rel_url.update_query(watch="true"))
-        if self.token and raw.headers.get("Authorization") != f"Bearer {self.token}":
+        if self.bearer and raw.headers.get("Authorization") != f"Bearer {self.bearer}":
+            self.on_unauthorized()
             return _status(401, "Unauthorized")
         call = _call(len(self.calls), raw)
         self.calls.append(call)
-        trouble = self.trouble(call)
-        if trouble is None or trouble.happens:
+        trouble = self.trouble(call) or ALL_WELL
+        trouble.first()
+        answer: web.StreamResponse = web.Response()
+        if trouble.happens:
             self.on_call(call)
             answer = await super().__call__(raw)
-        if trouble is None:
-            return answer
         trouble.then()
-        if trouble.status:
-            return _status(trouble.status, "a trouble of the test's", trouble.headers)
-        return _reset(raw)
+        if trouble.status is None:
+            return answer
+        return _status(trouble.status, "a trouble of the test's", trouble.headers) if trouble.status else _reset(raw)
 
     async def _handle(self, request: kmock.Request) -> web.StreamResponse:
         if request.subresource == "log":
@@ -326,7 +336,7 @@ def serve(cluster: Cluster, tls: ssl.SSLContext | None = None) -> Iterator[str]:
         thread.join(30)
 
 
-def write_kubeconfig(path: Path, url: str) -> Path:
+def write_kubeconfig(path: Path, url: str, token: str = "") -> Path:
     """What a client finds the emulator by, through the KUBECONFIG variable."""
     context = {"cluster": "emulator", "user": "launcher", "namespace": NAMESPACE}
     config = {
@@ -335,7 +345,7 @@ def write_kubeconfig(path: Path, url: str) -> Path:
         "current-context": "emulator",
         "contexts": [{"name": "emulator", "context": context}],
         "clusters": [{"name": "emulator", "cluster": {"server": url}}],
-        "users": [{"name": "launcher", "user": {}}],
+        "users": [{"name": "launcher", "user": {"token": token} if token else {}}],
     }
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path

@@ -26,7 +26,7 @@ class Kubelet(Protocol):
 
 
 class Operator:
-    """Call `tick` again and again. `failed_first` is for assertions: the pods in the order in which they failed."""
+    """Call `tick` again and again."""
 
     def __init__(self, cluster: Cluster, kubelet: Kubelet) -> None:
         self._cluster = cluster
@@ -34,7 +34,7 @@ class Operator:
 
     def tick(self) -> None:
         jobs = {job["metadata"]["name"]: job for job in self._cluster.read("pytorchjobs")}
-        pods = self._cluster.read("pods")
+        pods = self._pods()
         for pod in pods:
             job = jobs.get(_job_of(pod))
             if job is None or job["metadata"]["uid"] != _owner_of(pod):
@@ -44,7 +44,11 @@ class Operator:
 
     def running(self) -> list[str]:
         """Pods that hold a node."""
-        return [pod["metadata"]["name"] for pod in self._cluster.read("pods") if _phase(pod) not in FINISHED]
+        return [pod["metadata"]["name"] for pod in self._pods() if _phase(pod) not in FINISHED]
+
+    def _pods(self) -> list[dict[str, Any]]:
+        """The pods of jobs."""
+        return [pod for pod in self._cluster.read("pods") if _job_of(pod)]
 
     def _reconcile(self, job: dict[str, Any], pods: list[dict[str, Any]]) -> None:
         status = job.get("status") or {"conditions": [], "startTime": now()}
@@ -146,7 +150,7 @@ def _phase(pod: Mapping[str, Any]) -> str:
 
 
 def _job_of(pod: Mapping[str, Any]) -> str:
-    return str(pod["metadata"]["labels"].get("training.kubeflow.org/job-name", ""))
+    return str(pod["metadata"].get("labels", {}).get("training.kubeflow.org/job-name", ""))
 
 
 def _owner_of(pod: Mapping[str, Any]) -> str:
@@ -276,7 +280,8 @@ HAPPY: tuple[Step, ...] = (pending, running, says("one", "two"), says("three"), 
 
 @dataclass
 class Script:
-    """One step for each tick; the last state stays. `parts` has a script for a pod by the end of its name."""
+    """One step for each tick; the last state stays. `parts` has a script for a pod by the end of its name, as in
+    `a0-worker-0` or `worker-0`; the first that fits counts."""
 
     cluster: Cluster
     parts: Mapping[str, Sequence[Step]] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from the machine it has programs only, as an image would bring them.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,14 +65,21 @@ def why_not() -> str:
     return f"no containers here: {done.stderr.strip()}" if done.returncode else ""
 
 
-def image() -> dict[str, str]:
-    """The environment that an image of ours would bring."""
-    programs = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    return {"PATH": programs, "HOME": "/tmp/home", "LANG": "C.UTF-8"}  # noqa: S108 - the container's own
+@dataclass(frozen=True)
+class Image:
+    """What an image of ours would bring: variables on top of the usual ones, and copies of folders, by their name in
+    /tmp."""
+
+    variables: Mapping[str, str] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, str]:
+        programs = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+        return {"PATH": programs, "HOME": "/tmp/home", "LANG": "C.UTF-8", **self.variables}  # noqa: S108
 
 
 class Kubelet:
-    """`image` is the environment that an image would bring, `secrets` the cluster's Secrets by name.
+    """`secrets` are the cluster's Secrets by name.
 
     A node has room for one pod. An attempt's pods go to the other node than the last one's did.
     """
@@ -81,11 +89,11 @@ class Kubelet:
         cluster: Cluster,
         network: Network,
         folder: Path,
-        image: Mapping[str, str],
+        image: Image,
         secrets: Mapping[str, Mapping[str, str]],
     ) -> None:
         self._cluster, self._network, self._folder = cluster, network, folder
-        self._image, self._secrets = dict(image), secrets
+        self._image, self._secrets = image, secrets
         self.containers: dict[str, Container] = {}  # by pod
         self._lost: set[str] = set()
 
@@ -128,12 +136,14 @@ class Kubelet:
 
     def _start(self, pod: Mapping[str, Any], node: int) -> Container:
         (spec,) = pod["spec"]["containers"]
-        environment = self._image | self._variables(pod, spec)
+        environment = self._image.environment() | self._variables(pod, spec)
         master = environment["MASTER_ADDR"]
         addresses = {master: _address_of_master(pod, node), pod["metadata"]["name"]: ADDRESSES[node]}
         folder = self._folder / pod["metadata"]["name"]
         (folder / "tmp" / "home").mkdir(parents=True)
         (folder / "dev").mkdir()
+        for place, source in self._image.folders.items():
+            shutil.copytree(source, folder / "tmp" / place)
         (folder / "termination-log").touch()
         hosts = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
         (folder / "hosts").write_text("\n".join(hosts) + "\n")
