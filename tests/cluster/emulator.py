@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import ssl
 import threading
 import uuid
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import kmock
 import yaml
 from aiohttp import web
+from crd import strict
 
 NAMESPACE = "team"
 RESOURCES = {
@@ -88,7 +90,8 @@ class Cluster(kmock.KubernetesEmulator):
         super().__init__()
         self.calls: list[Call] = []
         self.logs: dict[str, Log] = {}
-        self.validate: Callable[[Mapping[str, Any]], list[str]] = lambda _body: []
+        crds = os.environ.get("CRD_DIR")  # without it, whatever is sent is taken
+        self.validate = strict(Path(crds)) if crds else lambda _body: []
         self.trouble: Callable[[Call], Trouble | None] = lambda _call: None
         self.on_call: Callable[[Call], None] = lambda _call: None
         self.log_cuts: list[int] = []  # the next streams are reset after so many lines
