@@ -33,6 +33,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/yamllint --strict manifests
 	rm -rf build/lint && $(PIP) install --no-deps --target build/lint .
 	PYTHONPATH=build/lint $(BIN)/lint-imports --no-cache
 
