@@ -62,7 +62,7 @@ def train(arguments: Arguments) -> Path:
 
     source = fetched(str(arguments.model.model_name_or_path), arguments)
     policy.check_source(source)
-    processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels)
+    processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels, arguments.model.model_revision)
     preflight.check(arguments, source=source, rows=rows, processor=processor)
     model = policy.load(source, arguments)
 

@@ -60,11 +60,11 @@ def load(source: str, arguments: Arguments) -> Any:
     return policy
 
 
-def load_processor(source: str, min_pixels: int, max_pixels: int) -> Any:
+def load_processor(source: str, min_pixels: int, max_pixels: int, revision: str = "main") -> Any:
     from vqa_grpo.models import load
 
     try:
-        return load.load_processor(source, min_pixels, max_pixels)
+        return load.load_processor(source, min_pixels, max_pixels, revision)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"the processor of {source}: {' '.join(str(error).split())[:400]}") from error
 
