@@ -154,13 +154,10 @@ def save_weights(trainer: GRPOTrainer, folder: Path, adapted: bool) -> None:
 
 
 def merge(trainer: GRPOTrainer, folder: Path, processor: Any, source: str, arguments: Arguments) -> None:
-    """Make a folder of `save_weights` whole: an adapter is put into the base model. Every rank calls this."""
-    if not arguments.model.use_peft:
-        return
-    if trainer.is_world_process_zero():
+    """Make a folder of `save_weights` whole: an adapter is put into the base model, by the first rank."""
+    if arguments.model.use_peft and trainer.is_world_process_zero():
         merged(source, folder / "adapter", arguments).save_pretrained(str(folder))
         processor.save_pretrained(str(folder))
-    trainer.accelerator.wait_for_everyone()
 
 
 def merged(source: str, adapter: Path, arguments: Arguments) -> Any:
