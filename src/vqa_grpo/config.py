@@ -192,7 +192,9 @@ class Train(Section):
     save_steps: NotNegative = Field(
         100, description="steps between two checkpoints, from which a retried run goes on; 0 makes none"
     )
-    save_total_limit: Positive = Field(2, description="checkpoints that stay in storage, the newest ones")
+    save_total_limit: Positive = Field(
+        2, description="checkpoints in storage, the newest ones; none once the model is published"
+    )
     validate_every: NotNegative = Field(
         100,
         description="steps between two scorings of held-out questions, by which the best weights are chosen; 0: none",

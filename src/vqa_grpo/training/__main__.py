@@ -62,7 +62,7 @@ def train(arguments: Arguments) -> Path:
 
     source = fetched(str(arguments.model.model_name_or_path), arguments)
     policy.check_source(source)
-    processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels)
+    processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels, arguments.model.model_revision)
     preflight.check(arguments, source=source, rows=rows, processor=processor)
     model = policy.load(source, arguments)
 
@@ -92,7 +92,7 @@ def train(arguments: Arguments) -> Path:
         policy.merge(trainer, folder, processor, source, arguments)
     if trainer.is_world_process_zero():
         deliver(trainer, arguments, template, folder, found, time.monotonic() - began)
-    trainer.accelerator.wait_for_everyone()
+    world.wait_for_first_rank()
     return folder
 
 
@@ -384,15 +384,10 @@ def preflight_report(words: list[str]) -> int | None:
 
 def leave_group() -> None:
     """Without this a finished DDP run ends with SIGABRT, which reads as a crash."""
-    if in_group():
+    if world.in_group():
         import torch
 
         torch.distributed.destroy_process_group()
-
-
-def in_group() -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def end(code: int) -> NoReturn:

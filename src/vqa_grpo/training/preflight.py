@@ -63,7 +63,8 @@ class Subject:
     def processor(self) -> Any:
         from vqa_grpo.training import policy
 
-        return policy.load_processor(self.source, self.values["min_pixels"], self.values["max_pixels"])
+        values = self.values
+        return policy.load_processor(self.source, values["min_pixels"], values["max_pixels"], values["model_revision"])
 
     @cached_property
     def outline(self) -> Any:
@@ -217,13 +218,23 @@ def deepspeed(subject: Subject) -> str:
     if not values["deepspeed"]:
         return "as accelerate's launcher configures it"
     stage = rules.zero_stage(values["deepspeed"])
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if rules.offloads(values["deepspeed"]) and not compiler:
+    if rules.offloads(values["deepspeed"]) and not (_compiler() or _built_with_deepspeed("cpu_adam")):
         raise ConfigurationError(
             "--deepspeed with an offloaded optimizer compiles it at first use, and there is no C++ compiler here: "
             "install g++ and ninja, or give --deepspeed zero3"
         )
     return f"ZeRO-{stage}, {world.processes()} processes"
+
+
+def _compiler() -> str | None:
+    return shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+
+def _built_with_deepspeed(part: str) -> bool:
+    """Whether DeepSpeed was installed with this part compiled (DS_BUILD_…), as in a training image."""
+    from deepspeed.git_version_info import installed_ops
+
+    return bool(installed_ops.get(part))
 
 
 def disk(subject: Subject) -> str:
