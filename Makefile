@@ -21,7 +21,8 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/vqa_grpo/__init__
 LOCK := $(BIN)/uv pip compile -q --no-header --no-annotate --generate-hashes --only-binary :all: \
   --python-version 3.11 --python-platform x86_64-manylinux_2_28 -c $(CONSTRAINTS)
 
-.PHONY: help install run test test-full lint clean prove-learning bench drills images push-images lock
+.PHONY: help install run test test-full lint clean prove-learning bench drills images image-steps image-trainer \
+  push-images lock
 
 install: $(VENV)/.local
 
@@ -45,9 +46,13 @@ lint: $(VENV)/.dev
 	rm -rf build/lint && $(PIP) install --no-deps --target build/lint .
 	PYTHONPATH=build/lint $(BIN)/lint-imports --no-cache
 
-images:
+images: image-steps image-trainer
+
+image-steps:
 	$(DOCKER) build $(BUILD_ARGS) --build-arg REVISION=$$(git rev-parse HEAD) \
 	  -f images/steps/Dockerfile -t $(REGISTRY)/steps:$(VERSION) .
+
+image-trainer:
 	$(DOCKER) build $(BUILD_ARGS) $(TRAINER_ARGS) --build-arg REVISION=$$(git rev-parse HEAD) \
 	  -f images/trainer/Dockerfile -t $(REGISTRY)/trainer:$(VERSION) .
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -112,13 +113,15 @@ def test_the_steps_image_has_no_torch_and_is_small(docker):
 
 def test_deepspeed_s_operators_are_there_without_a_compiler(docker):
     code = """
-import shutil, torch
+import os, shutil, torch, deepspeed
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 assert not (shutil.which("c++") or shutil.which("nvcc"))
 weight = torch.nn.Parameter(torch.ones(3000))
 optimizer = DeepSpeedCPUAdam([weight], lr=0.5)
 weight.grad = torch.ones(3000)
 optimizer.step()
+os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+deepspeed.init_distributed("gloo")
 print(weight.detach().unique().tolist())
 """
     ended = run(docker, "trainer", ["python", "-c", code])
@@ -169,8 +172,9 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri"]
     command = [sys.executable, "-m", "mlflow", "server", *options, f"sqlite:///{folder / 'mlflow.db'}"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # ten more processes
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 180
         while not answers(f"{url}/health"):
@@ -179,8 +183,8 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             time.sleep(0.5)
         yield url
     finally:
-        server.terminate()
-        server.wait(30)
+        os.killpg(server.pid, signal.SIGKILL)  # it has workers, and none of them holds anything dear
+        server.wait()
 
 
 def answers(url: str) -> bool:
@@ -221,7 +225,7 @@ class Run:
         return json.loads(open_store(self.root).read(name) or b"{}")
 
 
-def run_pipeline(pipeline: Path, folder: Path, run_id: str, s3: str, mlflow_server: str, overrides: str) -> Run:
+def run_pipeline(pipeline: Path, folder: Path, run_id: str, s3: str, tracking_uri: str, overrides: str) -> Run:
     root = folder / "kfp"
     root.mkdir()
     root.chmod(0o777)
@@ -235,7 +239,7 @@ def run_pipeline(pipeline: Path, folder: Path, run_id: str, s3: str, mlflow_serv
             "output_root": f"{s3}/images",
             "run_id": run_id,
             "num_nodes": 1,
-            "tracking_uri": mlflow_server,
+            "tracking_uri": tracking_uri,
             "trainer_image": IMAGES["trainer"],
         },
     }
@@ -258,8 +262,8 @@ def test_the_train_pipeline_runs_in_the_images_and_registers_its_model(docker, p
     assert docker.containers.list(all=True) == []
 
 
-def test_a_step_that_fails_in_its_image_fails_the_pipeline(docker, pipeline, tmp_path, s3, mlflow_server):
-    run = run_pipeline(pipeline, tmp_path, "bad", s3, mlflow_server, "data.source=/nowhere\n")
+def test_a_step_that_fails_in_its_image_fails_the_pipeline(docker, pipeline, tmp_path, s3):
+    run = run_pipeline(pipeline, tmp_path, "bad", s3, "", "data.source=/nowhere\n")
     assert run.code == 1, run.output
     assert "/nowhere" in run.output
     assert "'resolve-source'" in run.output.splitlines()[-1]
