@@ -36,7 +36,11 @@ lint: $(VENV)/.dev
 	rm -rf build/lint && $(PIP) install --no-deps --target build/lint .
 	PYTHONPATH=build/lint $(BIN)/lint-imports --no-cache
 
-prove-learning bench drills images:
+# Under 45 minutes on two cores; stopped and started again, it goes on. The table is runs/prove-learning/table.md.
+prove-learning: $(VENV)/.local
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/prove_learning.py
+
+bench drills images:
 	@echo "make $@ is not in this version yet" >&2; exit 2
 
 clean:
