@@ -80,7 +80,11 @@ lock: $(VENV)/.dev
 	echo torch | $(LOCK) $(TORCH_LOCK_ARGS) - -o images/trainer/torch-cpu.lock
 	! grep -nE 'https?://|--(index|extra|find)' images/*.lock images/*/*.lock
 
-prove-learning bench drills:
+# Under 45 minutes on two cores; stopped and started again, it goes on. The table is runs/prove-learning/table.md.
+prove-learning: $(VENV)/.local
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/prove_learning.py
+
+bench drills:
 	@echo "make $@ is not in this version yet" >&2; exit 2
 
 clean:

@@ -114,7 +114,9 @@ class Model(Section):
     """What is trained, and how it is asked."""
 
     base: str = Field("builtin:tiny", description="builtin:tiny, a local folder, s3://…, or a hub name")
-    recipe: Literal["full", "quick", "micro"] = Field("full", description="how long builtin:tiny is warm-started")
+    recipe: Literal["full", "quick", "room-to-rise", "micro"] = Field(
+        "full", description="how long builtin:tiny is warm-started"
+    )
     prompt: str = Field("vqa", description="a shipped template (vqa, short) or a file with {USER_INSTRUCTION}")
     min_pixels: Positive = Field(3136, description="pictures are scaled up to at least this many pixels")
     max_pixels: Positive = Field(1280 * 28 * 28, description="pictures are scaled down to at most this many pixels")
