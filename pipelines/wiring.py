@@ -14,9 +14,11 @@ from vqa_grpo.components.resolve_source import resolve_source
 from vqa_grpo.components.train_model import train_model
 from vqa_grpo.components.validate_dataset import validate_dataset
 from vqa_grpo.jobs.spec import SECRETS, SETTINGS, SETTINGS_MAP
+from vqa_grpo.steps.notice import URL
 
 RETRIES = 2  # a run on one's own machine sets 0 before it imports a pipeline: there the person retries
 HOUR, DAY = 3600, 86_400
+NOTIFY_SECRET = "vqa-grpo-notify"  # noqa: S105 - its name
 # Autoscalers move pods for the sake of packing; a launcher's retry finds its job again, but there are few retries.
 _LEAVE_ALONE = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 
@@ -62,6 +64,7 @@ def check(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 def finish(output_root: Any, run_id: Any) -> dsl.PipelineTask:
     task = finish_run(output_root=output_root, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    kubernetes.use_secret_as_env(task, NOTIFY_SECRET, {URL: URL}, optional=True)
     return _small(task, cached=False)  # a cache hit would mean that nothing is cleaned up
 
 
