@@ -353,6 +353,9 @@ class Job(Section):
         return overrides
 
 
+_DECIDING = ("num_nodes", "gpus_per_node", "processes_per_node", "environment")  # of a job
+
+
 class RunConfig(Section):
     """The whole of a run. Everything that changes its result is in here, and nothing secret is."""
 
@@ -405,8 +408,18 @@ class RunConfig(Section):
         return self
 
     def canonical(self) -> str:
-        """The configuration as JSON with sorted keys: what lineage and content addresses are made from."""
+        """The whole configuration as JSON with sorted keys."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    def deciding(self) -> str:
+        """The part that decides a run's results, as JSON with sorted keys: what runs are named after and compared by.
+
+        Where a job runs and how long it is waited for is left out: a run whose job was too slow or too large goes on
+        when it is given more.
+        """
+        tree = self.model_dump(mode="json")
+        tree["job"] = {name: tree["job"][name] for name in _DECIDING}
+        return json.dumps(tree, sort_keys=True)
 
 
 def load(name: str = "", settings: Iterable[str] = ()) -> RunConfig:

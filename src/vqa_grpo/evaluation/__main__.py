@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vqa_grpo.evaluation", description="Ask models held-out questions.")
-    parser.add_argument("--config", required=True, help="the run's whole configuration as JSON")
+    parser.add_argument("--config", required=True, help="the run's configuration as JSON")
     parser.add_argument("--dataset_uri", required=True, help="the converted data set")
     parser.add_argument("--models", required=True, nargs="+", help="NAME=MODEL: a folder, s3://… or a hub name")
     parser.add_argument("--publish_uri", required=True, help="gets NAME/ for each model")

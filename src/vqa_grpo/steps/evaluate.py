@@ -50,7 +50,7 @@ def evaluation_job(
     from vqa_grpo.jobs import JobSpec, job_name
 
     arguments = [
-        *("--config", run.canonical(), "--dataset_uri", dataset_uri),
+        *("--config", run.deciding(), "--dataset_uri", dataset_uri),
         *("--models", *(f"{name}={model}" for name, model in models.items())),
         *("--publish_uri", step_uri(root, run_id, PREDICTIONS)),
     ]
