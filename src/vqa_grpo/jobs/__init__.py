@@ -54,6 +54,6 @@ def sweep(run_id: str, namespace: str = "") -> list[str]:
     """Delete the jobs of a pipeline run that still run; their names. Nothing to do outside of a cluster."""
     if not (namespace or os.environ.get("KUBERNETES_SERVICE_HOST")):
         return []
-    from vqa_grpo.jobs import cluster
+    from vqa_grpo.jobs import janitor
 
-    return cluster.sweep(run_id, namespace=namespace)
+    return janitor.sweep(run_id, namespace)
