@@ -199,15 +199,16 @@ def answers(url: str) -> bool:
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train.yaml as compile writes it, but for two things that only a cluster has.
 
-    Training is a job of its own there; here it runs where it is launched, which must then be the trainer's image. And
-    a step that fails is not tried again after half a minute.
+    Training and evaluation are jobs of their own there; here they run where they are launched, which must then be the
+    trainer's image. And a step that fails is not tried again after half a minute.
     """
     folder = tmp_path_factory.mktemp("compiled")
     path = next(
         path for path in package(folder, **{f"{n}_image": i for n, i in IMAGES.items()}) if path.stem == "train"
     )
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    documents[0]["deploymentSpec"]["executors"]["exec-train-model"]["container"]["image"] = IMAGES["trainer"]
+    for launcher in ("exec-train-model", "exec-evaluate-models"):
+        documents[0]["deploymentSpec"]["executors"][launcher]["container"]["image"] = IMAGES["trainer"]
     for component in (documents[0]["root"], *documents[0]["components"].values()):
         for task in component.get("dag", {}).get("tasks", {}).values():
             task.pop("retryPolicy", None)
