@@ -19,7 +19,7 @@ WHOLE_RUN = ["run", "plan", "storage"]
 DATA = ["resolve", "validate", "convert", "inspect"]
 MODELS = ["train", "evaluate", "compare", "register", "models", "promote", "rollback"]
 GRADING = ["grade", "parse", "score-steps"]
-CLUSTER = ["compile", "render-job", "submit", "schedule"]
+CLUSTER = ["compile", "render-job", "sweep", "submit", "schedule"]
 VERBS = [*WHOLE_RUN, *DATA, *MODELS, *GRADING, *CLUSTER, "doctor"]
 LATER = ["submit", "schedule"]
 
@@ -129,6 +129,13 @@ def test_the_rendered_job_is_yaml_for_as_many_nodes_as_asked(cli):
     (container,) = replicas["Master"]["template"]["spec"]["containers"]
     assert container["image"] == "trainer@sha256:0"
     assert container["resources"]["limits"]["nvidia.com/gpu"] in (2, "2")
+
+
+@pytest.mark.parametrize("words", [[], ["--orphans", "--run-id", "r"], ["--run-id", "r", "--dry-run"]])
+def test_a_sweep_needs_to_know_what_of(cli, words):
+    code, _, err = cli("sweep", *words)
+    assert (code, err.count("\n")) == (78, 1)
+    assert "--run-id" in err
 
 
 def test_compiling_prints_what_it_wrote(cli, tmp_path):

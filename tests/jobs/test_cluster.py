@@ -1,132 +1,47 @@
-"""The cluster side against a scripted cluster, and once against HTTP with the real client."""
+"""The launcher against a scripted cluster: one job a run, followed to a verdict, and nothing left behind."""
 
 from __future__ import annotations
 
-import http.server
-import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from scripted import (
+    CREATED,
+    FAILED,
+    MASTER,
+    NAME,
+    PATIENT,
+    RUN,
+    RUNNING,
+    SPEC,
+    SUCCEEDED,
+    SUSPENDED,
+    WORKER,
+    FakeCluster,
+    condition,
+    failed_pod,
+    failing,
+    lines,
+    pod,
+    stamp,
+    waiting_pod,
+)
 
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError
 from vqa_grpo.contract.vitals import Failure
-from vqa_grpo.jobs import cluster
-from vqa_grpo.jobs.kubernetes_api import ApiError, KubernetesApi
-from vqa_grpo.jobs.pytorchjob import build_manifest
+from vqa_grpo.jobs.kubernetes_api import ApiError
 from vqa_grpo.jobs.spec import JobSpec, job_name
 from vqa_grpo.jobs.verdict import message
 
-RUN = "3f9c1d2a-b4e5-4c7e-9d1e-0a1b2c3d4e5f"
-SPEC = JobSpec(name=job_name(RUN), run_id=RUN, module="m", image="i", num_nodes=2, timeout_seconds=3600)
-NAME = SPEC.name
-MASTER = f"{NAME}-master-0"
-RUNNING, SUCCEEDED, FAILED = "Running", "Succeeded", "Failed"
 
-
-class FakeCluster:
-    """A cluster that goes through a script: one status for each look at the job, the last one for ever."""
-
-    def __init__(self, *script: str) -> None:
-        self.script = list(script) or [SUCCEEDED]
-        self.stored: dict[str, dict[str, Any]] = {}
-        self.pod_list: list[dict[str, Any]] = []
-        self.logs: dict[str, str] = {}
-        self.errors: list[ApiError | None] = []  # for the next calls, whatever they are
-        self.deleted: list[str] = []
-        self.created: list[str] = []
-        self.pauses: list[float] = []
-        self.now = 0.0
-        self.on_sleep: Callable[[], None] = lambda: None
-
-    def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        self.now += seconds
-        self.on_sleep()
-
-    def run(self, spec: JobSpec = SPEC) -> None:
-        cluster.run(spec, self, sleep=self.sleep, clock=lambda: self.now)
-
-    def store(self, spec: JobSpec = SPEC, *conditions: str) -> dict[str, Any]:
-        job = build_manifest(spec)
-        job["status"] = {"conditions": [condition(kind) for kind in conditions]}
-        self.stored[spec.name] = job
-        return job
-
-    def _answer(self) -> None:
-        if self.errors and (error := self.errors.pop(0)):
-            raise error
-
-    def create(self, manifest: Mapping[str, Any]) -> None:
-        self._answer()
-        name = manifest["metadata"]["name"]
-        if name in self.stored:
-            raise ApiError(409, "exists")
-        self.stored[name] = dict(manifest)
-        self.created.append(name)
-
-    def get(self, name: str) -> dict[str, Any]:
-        self._answer()
-        if name not in self.stored:
-            raise ApiError(404, "not found")
-        job = self.stored[name]
-        if name in self.created or "status" not in job:
-            now = self.script.pop(0) if len(self.script) > 1 else self.script[0]
-            job = {**job, "status": {"conditions": [condition("Created"), condition(now)]}}
-        return job
-
-    def delete(self, name: str, urgent: bool = False) -> None:
-        if name not in self.stored:
-            raise ApiError(404, "not found")
-        del self.stored[name]
-        self.deleted.append(f"{name} urgently" if urgent else name)
-
-    def jobs(self, selector: str) -> list[dict[str, Any]]:
-        self._answer()
-        key, _, value = selector.partition("=")
-        return [job for job in self.stored.values() if job["metadata"]["labels"].get(key) == value]
-
-    def pod(self, name: str) -> dict[str, Any]:
-        return next(pod for pod in self.pod_list if pod["metadata"]["name"] == name)
-
-    def pods(self, selector: str) -> list[dict[str, Any]]:
-        return self.pod_list
-
-    def log(self, pod: str, since_seconds: int | None = None, tail_lines: int | None = None) -> str:
-        if pod not in self.logs:
-            raise ApiError(404, "no log")
-        return self.logs[pod]
-
-
-def condition(kind: str, message: str = "") -> dict[str, str]:
-    return {"type": kind, "status": "True", "lastTransitionTime": "t", "message": message or f"job is {kind}"}
-
-
-def failed_pod(name: str, code: int, at: str = "2026-01-01T00:00:00Z", **terminated: str) -> dict[str, Any]:
-    ended = {"exitCode": code, "finishedAt": at, **terminated}
-    status = {"phase": "Failed", "containerStatuses": [{"name": "pytorch", "state": {"terminated": ended}}]}
-    return {"metadata": {"name": name}, "status": status}
-
-
-def failing(*pods: dict[str, Any]) -> FakeCluster:
-    fake = FakeCluster(RUNNING, FAILED)
-    fake.pod_list = list(pods)
-    return fake
-
-
-def verdict(fake: FakeCluster) -> JobError:
+def verdict(fake: FakeCluster, spec: JobSpec = SPEC) -> JobError:
     with pytest.raises(JobError) as error:
-        fake.run()
+        fake.run(spec)
     assert "\n" not in str(error.value)
     return error.value
 
@@ -145,7 +60,7 @@ def test_a_job_that_succeeds_returns_and_is_left_with_its_logs(capsys: pytest.Ca
 
 def test_a_running_job_of_ours_is_adopted() -> None:
     fake = FakeCluster(RUNNING, SUCCEEDED)
-    del fake.store()["status"]
+    fake.store()
     fake.run()
     assert fake.created == []
 
@@ -155,13 +70,6 @@ def test_a_job_that_had_succeeded_is_not_run_again() -> None:
     fake.store(SPEC, SUCCEEDED)
     fake.run()
     assert (fake.created, fake.pauses) == ([], [])
-
-
-def test_a_job_that_had_failed_is_followed_by_its_next_attempt() -> None:
-    fake = FakeCluster()
-    fake.store(SPEC, FAILED)
-    fake.run()
-    assert fake.created == [job_name(RUN, 1)]
 
 
 @pytest.mark.parametrize("key", ["labels", "annotations"])
@@ -181,23 +89,88 @@ def test_a_job_on_its_way_out_is_waited_for() -> None:
     assert fake.created == [NAME]
 
 
-def test_the_job_belongs_to_the_workflow_of_the_pipeline_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeCluster()
-    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "w", "uid": "1", "controller": True}
-    fake.pod_list = [{"metadata": {"name": "launcher", "uid": "2", "ownerReferences": [workflow]}}]
-    monkeypatch.setenv("KFP_POD_NAME", "launcher")
-    fake.run()
-    owner = workflow | {"controller": False, "blockOwnerDeletion": False}
-    assert fake.stored[NAME]["metadata"]["ownerReferences"] == [owner]
-
-
 @pytest.mark.parametrize(("status", "word"), [(403, "Role"), (404, "operator"), (422, "refused")])
-def test_a_refused_creation_says_what_to_do(status: int, word: str) -> None:
+@pytest.mark.parametrize("calls_before", [0, 1])
+def test_a_refused_creation_says_what_to_do(status: int, word: str, calls_before: int) -> None:
     fake = FakeCluster()
-    fake.errors = [ApiError(status, "no")]
+    fake.errors = [*[None] * calls_before, ApiError(status, "no")]
     with pytest.raises(ConfigurationError, match=word):
         fake.run()
     assert not fake.pauses
+
+
+# --- running it again -----------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_lost_a_node_is_run_again_as_a_whole() -> None:
+    fake = FakeCluster(RUNNING, FAILED, then=(RUNNING, SUCCEEDED))
+    evicted = failed_pod(WORKER, 137)
+    evicted["status"] |= {"reason": "Evicted"}
+    fake.pod_list = [evicted]
+    fake.run(PATIENT)
+    assert fake.created == [NAME, job_name(RUN, 1)]
+    assert not fake.deleted
+
+
+def test_a_job_is_run_again_so_often_and_no_more() -> None:
+    fake = FakeCluster(FAILED)
+    error = verdict(fake, PATIENT)
+    assert fake.created == [job_name(RUN, attempt) for attempt in (0, 1, 2)]
+    assert "restarted 2 times" in str(error)
+
+
+@pytest.mark.parametrize(("code", "reason"), [(78, "configuration"), (65, "data"), (137, "out_of_memory")])
+def test_what_would_fail_again_is_not_run_again(code: int, reason: str) -> None:
+    fake = failing(failed_pod(MASTER, code))
+    assert verdict(fake, PATIENT).reason == reason
+    assert fake.created == [NAME]
+
+
+def test_a_launcher_that_is_tried_again_counts_on_from_the_last_attempt() -> None:
+    fake = FakeCluster(FAILED)
+    fake.store(replace(PATIENT, name=job_name(RUN, 1)), FAILED)  # time to live has removed the one before it
+    verdict(fake, PATIENT)
+    assert fake.created == [job_name(RUN, 2)]
+
+
+def test_a_later_attempt_that_runs_is_adopted_though_the_first_is_gone() -> None:
+    fake = FakeCluster(RUNNING, SUCCEEDED)
+    fake.store(replace(SPEC, name=job_name(RUN, 12)))
+    fake.store(replace(SPEC, name=job_name(RUN, 9)), FAILED)
+    fake.run()
+    assert fake.created == []
+
+
+def test_a_configuration_error_of_before_stands_until_its_job_is_deleted() -> None:
+    fake = FakeCluster()
+    fake.store(PATIENT, FAILED)
+    fake.pod_list = [failed_pod(MASTER, 78, message="error: data.limit is wrong")]
+    error = verdict(fake, PATIENT)
+    assert (error.reason, fake.created) == (FailureReason.CONFIGURATION, [])
+    assert "data.limit is wrong" in str(error)
+    assert f"delete job {NAME}" in str(error)
+
+
+def test_jobs_of_the_same_run_with_another_purpose_are_no_attempts_of_this_one() -> None:
+    fake = FakeCluster()
+    fake.store(replace(SPEC, name=job_name(RUN, 3, prefix="evaluate")), FAILED)
+    fake.run()
+    assert fake.created == [NAME]
+
+
+def test_a_pod_killed_from_outside_is_no_wish_of_ours() -> None:
+    assert verdict(failing(failed_pod(MASTER, 143))).reason is FailureReason.RETRY
+
+
+def test_the_operators_own_deadline_is_final() -> None:
+    fake = FakeCluster()
+    fake.store(PATIENT)["status"] = {
+        "conditions": [condition(FAILED, "Job x was active longer than specified deadline")]
+    }
+    fake.pod_list = [failed_pod(MASTER, 143)]
+    error = verdict(fake, PATIENT)
+    assert (error.reason, fake.created) == (FailureReason.CANCELLED, [])
+    assert "job.timeout_seconds" in str(error)
 
 
 # --- the API server's bad days --------------------------------------------------------------------------------------
@@ -211,9 +184,24 @@ def test_a_passing_trouble_is_tried_again_with_growing_pauses(status: int) -> No
     assert fake.pauses == [1.0, 2.0, 4.0]
 
 
+def test_the_server_says_when_to_come_back_within_reason() -> None:
+    fake = FakeCluster()
+    fake.errors = [ApiError(429, retry_after=7), ApiError(503, retry_after=86_400)]
+    fake.run()
+    assert fake.pauses == [7.0, 120.0]
+
+
+def test_a_token_that_stays_refused_is_no_passing_trouble() -> None:
+    fake = FakeCluster()
+    fake.errors = [ApiError(401)] * 1000
+    with pytest.raises(ConfigurationError, match="Role"):
+        fake.run()
+    assert 120 <= fake.now < 200
+
+
 def test_an_api_server_that_stays_away_ends_the_step_and_not_the_job() -> None:
     fake = FakeCluster(RUNNING)
-    fake.errors = [None, *[ApiError(503)] * 1000]
+    fake.errors = [None, None, *[ApiError(503)] * 1000]
     assert verdict(fake).reason is FailureReason.RETRY
     assert NAME in fake.stored
     assert 600 <= fake.now < 700
@@ -222,7 +210,7 @@ def test_an_api_server_that_stays_away_ends_the_step_and_not_the_job() -> None:
 def test_a_create_that_was_answered_by_an_error_and_still_happened_is_adopted() -> None:
     fake = FakeCluster()
     fake.store(SPEC, SUCCEEDED)
-    fake.errors = [ApiError(500)]
+    fake.errors = [None, ApiError(500)]
     fake.run()
     assert fake.created == []
 
@@ -243,19 +231,37 @@ def test_the_reason_is_the_pods_exit_code_and_the_message_its_last_error() -> No
 def said(reason: str, text: str, second: int, peer: bool = False) -> str:
     """A supervisor's termination message."""
     at = datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC).timestamp()
-    return message(Failure(FailureReason(reason), text, rank=3, time=at, peer=peer), ["a line"])
+    return message(Failure(FailureReason(reason), text, rank=3, time=at, peer=peer), [f"{reason} was the last line"])
 
 
 def test_the_supervisors_termination_message_is_believed_first() -> None:
-    pod = failed_pod(MASTER, 137, message=said("data", "row 7 has no image", 1), reason="OOMKilled")
-    error = verdict(failing(pod))
+    failed = failed_pod(MASTER, 137, message=said("data", "row 7 has no image", 1), reason="OOMKilled")
+    error = verdict(failing(failed))
     assert (error.reason, str(error)) == (FailureReason.DATA, f"job {NAME}: {MASTER}: rank 3: row 7 has no image")
 
 
 def test_a_pod_that_only_lost_its_peer_is_not_the_cause_even_when_it_ended_first() -> None:
     peer = failed_pod(MASTER, 75, "2026-01-01T00:00:02Z", message=said("retry", "Connection closed", 2, peer=True))
-    other = failed_pod(f"{NAME}-worker-0", 65, "2026-01-01T00:00:09Z", message=said("data", "bad row", 1))
+    other = failed_pod(WORKER, 65, "2026-01-01T00:00:09Z", message=said("data", "bad row", 1))
     assert verdict(failing(peer, other)).reason is FailureReason.DATA
+
+
+def test_the_pod_at_fault_is_waited_for_when_its_peer_ended_first() -> None:
+    peer = failed_pod(MASTER, 75, message=said("retry", "Connection closed", 2, peer=True))
+    fake = failing(peer, pod(WORKER))
+
+    def worker_ends() -> None:
+        if fake.now > 5:
+            fake.pod_list[1] = failed_pod(WORKER, 65, message=said("data", "bad row", 1))
+
+    fake.on_sleep = worker_ends
+    assert verdict(fake).reason is FailureReason.DATA
+
+
+def test_a_pod_that_never_ends_is_not_waited_for_long() -> None:
+    fake = failing(failed_pod(MASTER, 75, message=said("retry", "Connection closed", 2, peer=True)), pod(WORKER))
+    assert verdict(fake).reason is FailureReason.RETRY
+    assert fake.now <= 20
 
 
 def test_a_pod_out_of_memory_is_told_apart() -> None:
@@ -265,29 +271,35 @@ def test_a_pod_out_of_memory_is_told_apart() -> None:
 
 def test_the_first_pod_to_fail_decides_for_its_peers_only_followed() -> None:
     late = failed_pod(MASTER, 70, "2026-01-01T00:00:09Z")
-    first = failed_pod(f"{NAME}-worker-0", 65, "2026-01-01T00:00:05Z")
+    first = failed_pod(WORKER, 65, "2026-01-01T00:00:05Z")
     assert verdict(failing(late, first)).reason is FailureReason.DATA
 
 
 def test_an_evicted_pod_is_worth_a_retry() -> None:
-    pod = failed_pod(MASTER, 137)
-    pod["status"] |= {"reason": "Evicted", "message": "node was low on\nmemory"}
-    error = verdict(failing(pod))
+    evicted = failed_pod(MASTER, 137)
+    evicted["status"] |= {"reason": "Evicted", "message": "node was low on\nmemory"}
+    error = verdict(failing(evicted))
     assert (error.reason, "low on memory" in str(error)) == (FailureReason.RETRY, True)
 
 
 def test_a_pod_that_succeeded_before_its_node_was_drained_is_not_to_blame() -> None:
-    drained = {"phase": "Succeeded", "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "Drain"}]}
-    done = {"metadata": {"name": MASTER}, "status": drained}
-    assert verdict(failing(done, failed_pod(f"{NAME}-worker-0", 65))).reason is FailureReason.DATA
+    drained = [{"type": "DisruptionTarget", "status": "True", "reason": "Drain"}]
+    done = pod(MASTER, SUCCEEDED, conditions=drained)
+    assert verdict(failing(done, failed_pod(WORKER, 65))).reason is FailureReason.DATA
 
 
-def test_a_failed_workers_last_lines_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    worker = f"{NAME}-worker-0"
-    fake = failing(failed_pod(worker, 78))
-    fake.logs[worker] = "t1 before\nt2 error: rank 3 has no GPU\n"
+def test_every_failed_pods_reason_and_last_lines_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    other = f"{NAME}-worker-1"
+    fake = failing(
+        failed_pod(WORKER, 78), failed_pod(other, 75, message=said("retry", "Connection closed", 2, peer=True))
+    )
+    fake.logs[WORKER] = lines("before", "error: rank 3 has no GPU")
     assert "rank 3 has no GPU" in str(verdict(fake))
-    assert f"[{worker}] before" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"[{WORKER}] before" in out
+    assert f"pod {WORKER} failed (configuration): rank 3 has no GPU" in out
+    assert f"[{other}] retry was the last line" in out  # its log is gone, its termination message is not
+    assert out.index(WORKER) < out.index(other)
 
 
 def test_a_job_that_disappears_is_worth_a_retry() -> None:
@@ -297,28 +309,56 @@ def test_a_job_that_disappears_is_worth_a_retry() -> None:
     assert (error.reason, "behind our back" in str(error)) == (FailureReason.RETRY, True)
 
 
+def test_an_operator_that_is_away_for_a_moment_deleted_nothing() -> None:
+    fake = FakeCluster(RUNNING, SUCCEEDED)
+    fake.errors = [None, None, None, ApiError(404)]
+    fake.run()
+
+
 # --- following ------------------------------------------------------------------------------------------------------
 
 
 def test_the_masters_log_is_printed_once_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
     fake = FakeCluster(RUNNING, RUNNING, RUNNING, SUCCEEDED)
-    pieces = iter(["t1 one\nt2 two\nt3 thr", "t2 two\nt3 three\n", "t3 three\nt4 three\nt5 five"])
+    fake.pod_list = [pod(WORKER), pod(MASTER)]
+    whole = lines("one", "two", "three", "three", "five").removesuffix("\n")
+    pieces = iter([whole[:40], whole[:100], whole])
 
     def grow() -> None:
         fake.logs[MASTER] = next(pieces)
 
     fake.on_sleep = grow
     fake.run()
-    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("job ")]
-    assert lines == ["one", "two", "three", "three", "five"]
+    printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("job ")]
+    assert printed == ["one", "two", "three", "three", "five"]
 
 
-def test_a_pod_that_cannot_start_says_why_once(capsys: pytest.CaptureFixture[str]) -> None:
-    fake = FakeCluster("Created", "Created", SUCCEEDED)
-    waiting = {"name": "pytorch", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
-    fake.pod_list = [{"metadata": {"name": MASTER}, "status": {"phase": "Pending", "containerStatuses": [waiting]}}]
+def test_pods_that_cannot_start_say_why_once(capsys: pytest.CaptureFixture[str]) -> None:
+    fake = FakeCluster(CREATED, CREATED, SUCCEEDED)
+    fake.pod_list = [waiting_pod(name, "ImagePullBackOff", "no such image") for name in (MASTER, WORKER)]
     fake.run()
     assert capsys.readouterr().out.count("ImagePullBackOff: no such image") == 1
+
+
+def test_what_only_events_know_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    fake = FakeCluster(*[CREATED] * 30, SUCCEEDED)
+    about = {"kind": "PyTorchJob", "name": NAME}
+    quota = {"involvedObject": about, "reason": "FailedCreatePod", "message": "exceeded quota: gpus, used 8, limited 8"}
+    foreign = {"involvedObject": {"kind": "Pod", "name": f"{NAME}0-master-0"}, "reason": "Failed", "message": "foreign"}
+    fake.events = [quota, foreign]
+    fake.run()
+    out = capsys.readouterr().out
+    assert out.count("FailedCreatePod: exceeded quota") == 1
+    assert "foreign" not in out
+
+
+def test_a_suspended_job_is_queued_and_says_so_at_every_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    fake = FakeCluster(SUSPENDED, SUSPENDED, RUNNING, SUCCEEDED)
+    fake.run()
+    assert capsys.readouterr().out.count(f"job {NAME} queued: job is Suspended") == 1
+
+
+# --- its time -------------------------------------------------------------------------------------------------------
 
 
 def test_a_job_that_takes_too_long_is_deleted() -> None:
@@ -329,13 +369,85 @@ def test_a_job_that_takes_too_long_is_deleted() -> None:
     assert fake.now == SPEC.timeout_seconds
 
 
+def test_time_counts_from_the_first_attempt_whoever_launched_it() -> None:
+    fake = FakeCluster(RUNNING)
+    fake.now = 3000.0
+    fake.store(SPEC, FAILED, created=100.0)
+    fake.store(SPEC.next_attempt(), RUNNING, created=2000.0)
+    verdict(fake)
+    assert fake.now == 3700
+
+
+def test_a_job_that_never_gets_its_nodes_is_deleted_with_what_it_waited_for() -> None:
+    fake = FakeCluster(CREATED)
+    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+    fake.pod_list = [pod(MASTER, "Pending", conditions=[unschedulable])]
+    error = verdict(fake, replace(SPEC, queue_timeout_seconds=60))
+    assert (fake.deleted, error.reason, fake.now) == ([NAME], FailureReason.RETRY, 60)
+    assert "Unschedulable: 0/3 nodes" in str(error)
+    assert "job.queue_timeout_seconds" in str(error)
+
+
+def test_a_job_with_a_pod_that_waits_is_not_started() -> None:
+    fake = FakeCluster(RUNNING)
+    fake.pod_list = [pod(MASTER), pod(WORKER, "Pending")]
+    verdict(fake, replace(SPEC, queue_timeout_seconds=60))
+    assert fake.now == 60
+
+
+def test_time_in_the_queue_counts_anew_after_a_preemption() -> None:
+    fake = FakeCluster(*[RUNNING] * 100, SUSPENDED)
+    verdict(fake, replace(SPEC, queue_timeout_seconds=60))
+    assert fake.now == 560
+
+
+def test_an_image_that_cannot_be_pulled_does_not_hold_its_nodes_for_long() -> None:
+    fake = FakeCluster(RUNNING)
+    fake.pod_list = [pod(MASTER), waiting_pod(WORKER, "ErrImagePull", "unauthorized")]
+    error = verdict(fake)
+    assert (fake.deleted, error.reason) == ([NAME], FailureReason.CONFIGURATION)
+    assert "unauthorized" in str(error)
+    assert fake.now < 1000
+
+
+def test_a_job_whose_log_stands_still_is_deleted() -> None:
+    fake = FakeCluster(RUNNING)
+    fake.pod_list = [pod(MASTER)]
+    fake.logs[MASTER] = lines("step 1")
+    error = verdict(fake, replace(SPEC, stall_timeout_seconds=300))
+    assert (fake.deleted, error.reason) == ([NAME], FailureReason.RETRY)
+    assert "job.stall_timeout_seconds" in str(error)
+
+
+def test_a_job_that_writes_is_not_stalled() -> None:
+    fake = FakeCluster(RUNNING)
+    fake.pod_list = [pod(MASTER)]
+    fake.logs[MASTER] = ""
+
+    def write() -> None:
+        fake.logs[MASTER] += f"{stamp(fake.now)} step\n"
+
+    fake.on_sleep = write
+    assert verdict(fake, replace(SPEC, stall_timeout_seconds=300)).reason is FailureReason.CANCELLED
+
+
+def test_a_log_that_cannot_be_read_is_no_stall() -> None:
+    fake = FakeCluster(RUNNING)
+    fake.pod_list = [pod(MASTER)]
+    assert verdict(fake, replace(SPEC, stall_timeout_seconds=300)).reason is FailureReason.CANCELLED
+
+
 # --- stopping -------------------------------------------------------------------------------------------------------
+
+
+def at_the_first_pause(fake: FakeCluster, number: int = signal.SIGTERM) -> FakeCluster:
+    fake.on_sleep = lambda: os.kill(os.getpid(), number)
+    return fake
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_deletes_the_job(number: signal.Signals) -> None:
-    fake = FakeCluster(RUNNING)
-    fake.on_sleep = lambda: os.kill(os.getpid(), number)
+    fake = at_the_first_pause(FakeCluster(RUNNING), number)
     before = signal.getsignal(number)
     assert verdict(fake).reason is FailureReason.CANCELLED
     assert fake.deleted == [f"{NAME} urgently"]
@@ -343,8 +455,7 @@ def test_a_signal_deletes_the_job(number: signal.Signals) -> None:
 
 
 def test_the_job_is_deleted_before_anything_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeCluster(RUNNING)
-    fake.on_sleep = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    fake = at_the_first_pause(FakeCluster(RUNNING))
     in_handler: list[bool] = []
     delete = fake.delete
 
@@ -373,156 +484,85 @@ def test_a_job_whose_creation_was_under_way_at_the_signal_is_deleted_too(monkeyp
 
 
 def test_a_signal_before_the_job_is_known_to_be_ours_deletes_nothing() -> None:
-    fake = FakeCluster()
+    fake = at_the_first_pause(FakeCluster())
     fake.store(SPEC, RUNNING)["metadata"]["deletionTimestamp"] = "t"
-    fake.on_sleep = lambda: os.kill(os.getpid(), signal.SIGTERM)
     verdict(fake)
     assert not fake.deleted
 
 
-def test_a_sweep_deletes_what_still_runs_of_one_run_only() -> None:
-    fake = FakeCluster()
-    other = JobSpec(name=job_name("other"), run_id="other", module="m", image="i")
-    fake.store(SPEC, FAILED)
-    fake.store(SPEC.next_attempt(), RUNNING)
-    fake.store(other, RUNNING)
-    assert cluster.sweep(RUN, fake) == [SPEC.next_attempt().name]
-    assert sorted(fake.stored) == sorted([NAME, other.name])
-
-
-# --- the real client ------------------------------------------------------------------------------------------------
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """An API server of a few lines: it keeps what was asked, and answers by method and the path's last part."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[str] = []
-        self.answers: dict[str, tuple[int, str]] = {}
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def answer(self) -> None:
-        path, _, query = self.path.partition("?")
-        key = f"{self.command} {path.rpartition('/')[2]}"
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.asked.append(f"{key} {query}".strip())
-        if key.endswith(" slow"):
-            time.sleep(0.8)
-        status, body = self.server.answers.get(key, (404, '{"message": "nothing here"}'))
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    do_GET = do_POST = do_DELETE = answer
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def in_kfp(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    """A running job whose launcher is a step of a pipeline run."""
+    fake = FakeCluster(RUNNING)
+    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "w", "uid": "1", "controller": True}
+    ours = pod("launcher")
+    ours["metadata"] |= {"uid": "2", "ownerReferences": [workflow]}
+    fake.pod_list = [ours]
+    fake.workflows["w"] = {"metadata": {"uid": "1"}, "spec": {}, "status": {"phase": "Running"}}
+    monkeypatch.setenv("KFP_POD_NAME", "launcher")
+    return fake
 
 
-@pytest.fixture
-def kubeconfig(server: Server, tmp_path: Path) -> Path:
-    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-    url = f"http://127.0.0.1:{server.server_port}"
-    config = {
-        "current-context": "c",
-        "contexts": [context],
-        "clusters": [{"name": "c", "cluster": {"server": url}}],
-        "users": [{"name": "u", "user": {}}],
-    }
-    path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return path
+def test_the_job_belongs_to_the_workflow_of_the_pipeline_run(in_kfp: FakeCluster) -> None:
+    in_kfp.scripts = [[SUCCEEDED]]
+    in_kfp.run()
+    owner = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "w", "uid": "1"}
+    assert in_kfp.stored[NAME]["metadata"]["ownerReferences"] == [
+        owner | {"controller": False, "blockOwnerDeletion": False}
+    ]
 
 
-@pytest.fixture
-def api(kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> KubernetesApi:
-    pytest.importorskip("kubernetes")
-    from kubernetes.config import kube_config
-
-    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    return KubernetesApi("team")
-
-
-def test_the_real_client_asks_what_the_cluster_expects(server: Server, api: KubernetesApi) -> None:
-    server.answers = {
-        "POST pytorchjobs": (201, "{}"),
-        "GET pytorchjobs": (200, '{"items": [{"kind": "PyTorchJob"}]}'),
-        "GET x": (200, '{"metadata": {"name": "x"}}'),
-        "DELETE x": (200, "{}"),
-        "GET pods": (200, '{"items": [{"status": {"containerStatuses": []}}]}'),
-        "GET log": (200, '{"loss": 1}'),
-    }
-    api.create({"kind": "PyTorchJob"})
-    assert api.get("x") == {"metadata": {"name": "x"}}
-    assert api.jobs("a=b") == [{"kind": "PyTorchJob"}]
-    assert api.pods("a=b") == [{"status": {"containerStatuses": []}}]
-    assert api.log("x-master-0", since_seconds=7) == '{"loss": 1}'
-    api.delete("x", urgent=True)
-    assert server.asked[2] == "GET pytorchjobs labelSelector=a%3Db"
-    assert server.asked[4] == "GET log container=pytorch&sinceSeconds=7&timestamps=True"
-    assert server.asked[5] == "DELETE x propagationPolicy=Background"
+def test_a_launcher_that_is_only_evicted_leaves_its_job_to_the_next_try(in_kfp: FakeCluster) -> None:
+    in_kfp.pod_list[0]["metadata"]["deletionTimestamp"] = "t"
+    error = verdict(at_the_first_pause(in_kfp))
+    assert (error.reason, in_kfp.deleted) == (FailureReason.RETRY, [])
+    assert "left running" in str(error)
+    in_kfp.on_sleep = lambda: None
+    in_kfp.scripts = [[RUNNING, SUCCEEDED]]
+    in_kfp.run()
+    assert in_kfp.created == [NAME]
 
 
-def test_the_real_clients_errors_become_ours(server: Server, api: KubernetesApi) -> None:
-    server.answers = {"GET busy": (503, "<html>")}
-    with pytest.raises(ApiError, match="404 nothing here") as error:
-        api.get("gone")
-    assert not error.value.transient
-    with pytest.raises(ApiError, match="503") as error:
-        api.get("busy")
-    assert error.value.transient
-    with pytest.raises(ApiError) as error:
-        api.delete("slow", urgent=True)
-    assert (error.value.status, error.value.transient) == (0, True)
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(ApiError) as error:
-        api.delete("x", urgent=True)
-    assert error.value.status == 0
+def test_an_evicted_launcher_deletes_its_job_where_it_is_told_to(in_kfp: FakeCluster) -> None:
+    in_kfp.pod_list[0]["metadata"]["deletionTimestamp"] = "t"
+    assert verdict(at_the_first_pause(in_kfp), replace(SPEC, on_eviction="delete")).reason is FailureReason.CANCELLED
+    assert not in_kfp.stored
 
 
-def test_a_terminated_launcher_deletes_its_job_before_it_ends(server: Server, kubeconfig: Path) -> None:
-    pytest.importorskip("kubernetes")
-    job = {"metadata": {"name": "x"}, "status": {"conditions": [condition(RUNNING)]}}
-    server.answers = {
-        "POST pytorchjobs": (201, "{}"),
-        "GET x": (200, json.dumps(job)),
-        "GET pods": (200, '{"items": []}'),
-        "DELETE x": (200, "{}"),
-    }
-    program = """
-        import sys
-        from vqa_grpo.contract.failure import JobError
-        from vqa_grpo.jobs import JobSpec, launch
-        try:
-            launch(JobSpec(name="x", run_id="r", module="m", image="i", namespace="team"), "pytorchjob")
-        except JobError as error:
-            sys.exit(error.reason.exit_code)
-    """
-    environment = {key: value for key, value in os.environ.items() if key != "KUBERNETES_SERVICE_HOST"}
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)], env=environment | {"KUBECONFIG": str(kubeconfig)}
-    )
-    until = time.monotonic() + 30
-    while not any(asked.startswith("GET pods") for asked in server.asked):
-        assert time.monotonic() < until
-        assert launcher.poll() is None
-        time.sleep(0.02)
-    launcher.terminate()
-    assert launcher.wait(30) == FailureReason.CANCELLED.exit_code
-    assert any(asked.startswith("DELETE x") for asked in server.asked)
+@pytest.mark.parametrize(
+    "called_off",
+    [
+        {"spec": {"activeDeadlineSeconds": 0}},
+        {"spec": {"shutdown": "Terminate"}},
+        {"status": {"phase": "Failed"}},
+        None,
+    ],
+)
+def test_a_run_that_is_called_off_deletes_its_job_whatever_happens_to_the_launcher(
+    in_kfp: FakeCluster, called_off: dict[str, Any] | None
+) -> None:
+    in_kfp.pod_list[0]["metadata"]["deletionTimestamp"] = "t"
+    at_the_first_pause(in_kfp)
+    in_kfp.workflows = {"w": {"metadata": {"uid": "1"}, **called_off}} if called_off else {}
+    assert verdict(in_kfp).reason is FailureReason.CANCELLED
+    assert not in_kfp.stored
+
+
+def test_in_doubt_the_job_is_deleted(in_kfp: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(name: str, urgent: bool = False) -> dict[str, Any]:
+        raise ApiError(0, "timed out")
+
+    in_kfp.pod_list[0]["metadata"]["deletionTimestamp"] = "t"
+    monkeypatch.setattr(in_kfp, "workflow", slow)
+    assert verdict(at_the_first_pause(in_kfp)).reason is FailureReason.CANCELLED
+    assert not in_kfp.stored
+
+
+def test_a_run_that_is_called_off_is_noticed_without_a_signal(in_kfp: FakeCluster) -> None:
+    def stop() -> None:
+        in_kfp.workflows["w"]["spec"]["activeDeadlineSeconds"] = 0
+
+    in_kfp.on_sleep = stop
+    assert verdict(in_kfp).reason is FailureReason.CANCELLED
+    assert in_kfp.deleted == [NAME]
+    assert in_kfp.now < 60

@@ -450,6 +450,23 @@ def render_job(
 
 
 @app.command()
+def sweep(
+    run_id: Annotated[str, typer.Option(help="Delete the jobs of this pipeline run that still run.")] = "",
+    orphans: Annotated[bool, typer.Option("--orphans", help="Delete jobs whose pipeline run is gone or over.")] = False,
+    namespace: Annotated[str, typer.Option(help="By default that of the pod this runs in.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --orphans: only name them.")] = False,
+) -> None:
+    """Delete jobs on the cluster that nobody follows any more, and name them."""
+    from vqa_grpo.jobs import janitor
+
+    if bool(run_id) == orphans or (run_id and dry_run):
+        raise ConfigurationError("sweep: give either --run-id ID, or --orphans with or without --dry-run")
+    names = janitor.sweep_orphans(namespace, dry_run) if orphans else janitor.sweep(run_id, namespace)
+    for name in names:
+        print(name)
+
+
+@app.command()
 def submit() -> None:
     """(Not yet.) Submit a run to Kubeflow Pipelines and wait for it."""
     _later("submit", "compile, then `kfp run create -f train.yaml` (which exits 0 even when the run fails)")

@@ -39,9 +39,10 @@ def render(spec: JobSpec) -> str:
     """The manifest that `launch` would submit from here, as YAML; only the owner is not known yet."""
     import yaml
 
-    from vqa_grpo.jobs import pytorchjob
+    from vqa_grpo.jobs.kind import kind_named
+    from vqa_grpo.jobs.pod import inherited
 
-    manifest = pytorchjob.build_manifest(spec, environment=pytorchjob.inherited(os.environ))
+    manifest = kind_named(spec.kind).build_manifest(spec, environment=inherited(os.environ))
     return yaml.safe_dump(manifest, sort_keys=False)
 
 
@@ -49,6 +50,6 @@ def sweep(run_id: str, namespace: str = "") -> list[str]:
     """Delete the jobs of a pipeline run that still run; their names. Nothing to do outside of a cluster."""
     if not (namespace or os.environ.get("KUBERNETES_SERVICE_HOST")):
         return []
-    from vqa_grpo.jobs import cluster
+    from vqa_grpo.jobs import janitor
 
-    return cluster.sweep(run_id, namespace=namespace)
+    return janitor.sweep(run_id, namespace)

@@ -1,129 +1,158 @@
-"""A job on a cluster: adopt it or create it, follow it, and fail when it fails."""
+"""A job on a cluster: adopt it or create it, follow it, run it again where that may help, and fail when it fails."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, NoReturn, TypeVar
+from datetime import datetime
+from typing import Any, NoReturn
 
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError, StepError
-from vqa_grpo.jobs import outcome
+from vqa_grpo.jobs import limits, outcome
+from vqa_grpo.jobs.kind import JobKind, JobState, kind_named
 from vqa_grpo.jobs.kubernetes_api import ApiError, ClusterApi, KubernetesApi, own_namespace
-from vqa_grpo.jobs.pytorchjob import HASH_ANNOTATION, JOB_LABEL, RUN_LABEL, build_manifest, inherited
-from vqa_grpo.jobs.spec import JobSpec, run_label
+from vqa_grpo.jobs.launcher import Launcher
+from vqa_grpo.jobs.log import Log, without_timestamp
+from vqa_grpo.jobs.outcome import Ended, Waiting
+from vqa_grpo.jobs.patience import Patience, missing_is_fine
+from vqa_grpo.jobs.pod import inherited
+from vqa_grpo.jobs.spec import HASH_ANNOTATION, RUN_LABEL, JobSpec, run_label
 
 POLL_SECONDS = 5.0
-_PATIENCE_SECONDS = 600.0  # how long the API server may be away; the job does not need it to go on
-_LONGEST_PAUSE = 30.0
+RESTART_SECONDS = 10.0  # before a job is run again: time for a lost node to be known as lost
+_LOOK_AROUND_SECONDS = 30.0  # between looks at what is not the job itself: events, and the run that we belong to
+_SETTLE_SECONDS = 10.0  # for the pod at fault to end too, where its peers failed first
 _FIRST_LINES = 1000  # of the log of a job that was running before we came
-_LAST_LINES = 40  # of the log of every failed pod but the master, whose log was printed already
-T = TypeVar("T")
+_LAST_LINES = 100  # of the log of the pod at fault
+_LAST_LINES_OF_OTHERS = 20
+_PODS_SHOWN = 16
 
 
 def run(
     spec: JobSpec,
     api: ClusterApi | None = None,
     *,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> None:
-    """Run the job as a PyTorchJob and return when it has succeeded.
+    """Run the job on a cluster and return when it has succeeded.
 
-    A job of this name that is the same job (run id and spec hash agree) is followed instead of made anew, so a step
-    that is retried costs nothing; one that failed before is followed by its next attempt. Raises JobError when the job
-    fails, disappears, takes longer than `timeout_seconds`, or when we are told to stop: then the job is deleted first.
+    A job of this run that is the same job (run id and spec hash agree) is followed instead of made anew, so a step
+    that is retried costs nothing. One that failed is run again as a whole, under its next name, when the failure is
+    one that may pass, and at most `max_restarts` times whoever counts. Raises JobError when the job fails for good,
+    disappears, has had its time, or when we are told to stop: then the job is deleted first, unless only this pod
+    was evicted and `on_eviction` is keep.
     """
+    kind = kind_named(spec.kind)
     if api is None:
         spec = replace(spec, namespace=spec.namespace or own_namespace())
-        api = KubernetesApi(spec.namespace)
-    job = _ClusterJob(spec, api, sleep, clock)
+        api = KubernetesApi(spec.namespace, kind)
+    job = _ClusterJob(spec, kind, api, sleep, clock)
     try:
-        with job.deleted_on_signal():
+        with job.stopped_by_signal():
+            job.introduce()
             job.submit()
-            job.follow()
+            while failure := job.follow():
+                job.next_attempt(failure)
+                job.submit()
     except _Stopped as stopped:
+        if stopped.kept:
+            text = f"job {job.spec.name} left running: this pod is evicted, and the step's next try follows the job"
+            raise JobError(text, FailureReason.RETRY) from None
         job.delete_at_once()  # again: a create under way when the signal came may have landed after the first delete
         raise JobError(f"job {job.spec.name} deleted: stopped by {stopped}", FailureReason.CANCELLED) from None
-
-
-def sweep(run_id: str, api: ClusterApi | None = None, namespace: str = "") -> list[str]:
-    """Delete what still runs of a pipeline run, whoever left it; the names of the jobs that were deleted.
-
-    Finished jobs hold nothing but their logs, which somebody may want to read; their time to live removes them.
-    """
-    api = api or KubernetesApi(namespace or own_namespace())
-    deleted = []
-    try:
-        for job in api.jobs(f"{RUN_LABEL}={run_label(run_id)}"):
-            if _finished(job):
-                continue
-            with _missing_is_fine():
-                api.delete(job["metadata"]["name"])
-                deleted.append(job["metadata"]["name"])
-    except ApiError as error:
-        raise JobError(f"jobs of run {run_id} could not be swept up: {error}", FailureReason.RETRY) from error
-    return deleted
+    finally:
+        job.close()
 
 
 class _Stopped(BaseException):
     """We were told to stop. No Exception, so that nothing between here and `run` mistakes it for one of its own."""
 
+    kept = False
+
 
 class _ClusterJob:
     def __init__(
-        self, spec: JobSpec, api: ClusterApi, sleep: Callable[[float], None], clock: Callable[[], float]
+        self,
+        spec: JobSpec,
+        kind: JobKind,
+        api: ClusterApi,
+        sleep: Callable[[float], None] | None,
+        clock: Callable[[], float],
     ) -> None:
         self.spec = spec
+        self._kind = kind
         self._api = api
-        self._sleep = sleep
+        self._log = Log(api, _say, clock)
+        self._given_sleep = sleep
+        self._sleep = sleep or time.sleep
         self._clock = clock
-        self._deadline = clock() + spec.timeout_seconds
+        self._patiently = Patience(self._sleep, clock, _say)
+        self._launcher = Launcher(api, self._once, os.environ.get("KFP_POD_NAME", ""))
+        self._since = limits.Since(clock())
         self._ours = False  # whether a job under this name may be deleted
+        self._adopted = False
+        self._waits: Waiting | None = None
+        self._looked_around = clock()
         self._said: set[str] = set()
-        self._log = _Log(api, clock)
 
     # --- create or adopt ------------------------------------------------------------------------------------------
 
+    def introduce(self) -> None:
+        """Find out who we are, and which attempt at this job was the last; time to live may have removed the first."""
+        self._launcher.introduce(self._patiently)
+        stem, attempt = _attempt(self.spec.name)
+        if attempt is None:
+            return
+        selector = f"{RUN_LABEL}={run_label(self.spec.run_id)}"
+        found = self._asked(lambda: self._api.jobs(selector), "list the jobs of this run")
+        attempts = {_attempt(job["metadata"]["name"]): job for job in found}
+        ours = {at: job for (name, at), job in attempts.items() if name == stem and at is not None}
+        if ours:
+            self.spec = replace(self.spec, name=f"{stem}-a{max(ours)}")
+            self._since.began = min(_created(job, self._since.began) for job in ours.values())
+
     def submit(self) -> None:
-        owner = _owner(self._api, os.environ)
-        while not self._create(owner):
-            self._ours = False
+        self._since.queued = self._clock()
+        while not self._create():
             if self._adopt():
                 return
             self._check_time()
 
-    def _create(self, owner: Mapping[str, Any] | None) -> bool:
+    def _create(self) -> bool:
         """Whether the job is now there through us; False when the name was taken."""
-        manifest = build_manifest(self.spec, owner, inherited(os.environ))
+        name = self.spec.name
+        manifest = self._kind.build_manifest(self.spec, self._launcher.owner, inherited(os.environ))
         self._ours = True
         try:
-            self._patiently(lambda: self._api.create(manifest), "create")
+            self._patiently(lambda: self._api.create(manifest), f"create job {name}")
         except ApiError as error:
+            self._ours = False
             if error.status == 409:
                 return False
-            self._ours = False
-            raise _refused(error, self.spec) from error
-        _say(f"job {self.spec.name} created")
+            raise self._refused(error) from error
+        _say(f"job {name} created")
         return True
 
     def _adopt(self) -> bool:
         """Whether the job of our name is ours to follow; False when another try at creating one is due."""
         name = self.spec.name
         try:
-            found = self._patiently(lambda: self._api.get(name), "get")
+            found = self._patiently(lambda: self._api.get(name), f"get job {name}")
         except ApiError as error:
             if error.status == 404:
                 return False  # it went between the two calls
-            raise _refused(error, self.spec) from error
+            raise self._refused(error) from error
         metadata = found["metadata"]
         if metadata.get("deletionTimestamp"):
             self._once(f"job {name} of before is being deleted; waiting")
-            self._sleep(POLL_SECONDS)
+            self._pause(POLL_SECONDS)
             return False
         label = (metadata.get("labels") or {}).get(RUN_LABEL)
         digest = (metadata.get("annotations") or {}).get(HASH_ANNOTATION)
@@ -131,94 +160,178 @@ class _ClusterJob:
             raise ConfigurationError(
                 f"job {name} exists and is not this one (run {label}, spec {digest}): delete it, or start a new run"
             )
-        if _condition(found, "Failed"):
-            self.spec = self.spec.next_attempt()
-            _say(f"job {name} failed before; next is {self.spec.name}")
+        state = self._kind.state(found)
+        if state.phase == "failed":
+            self._next_after(self._verdict(state), name)
             return False
-        self._ours = True
-        self._log.first_lines = _FIRST_LINES
+        self._ours = self._adopted = True
+        self._since.queued = _created(found, self._clock())
         _say(f"job {name} is there already; following it")
         return True
 
+    def _next_after(self, failure: JobError, name: str) -> None:
+        """Go on where another launcher, now gone, left a failed job."""
+        try:
+            self.next_attempt(failure)
+        except JobError as final:
+            text = f"{final}; it had failed so before this step was tried again: delete job {name} for another try"
+            raise JobError(text, final.reason) from None
+
+    def next_attempt(self, failure: JobError) -> None:
+        """Turn to the next attempt where one may help and is left, else raise the failure.
+
+        The attempt is part of the job's name, so a launcher that comes later counts on from there.
+        """
+        _, attempt = _attempt(self.spec.name)
+        if attempt is None or not outcome.restartable(failure.reason):
+            raise failure
+        if attempt >= self.spec.max_restarts:
+            raise JobError(f"{failure} (restarted {attempt} times)", failure.reason) if attempt else failure
+        self._ours = self._adopted = False
+        self.spec = self.spec.next_attempt()
+        _say(f"{failure}; running it again as {self.spec.name}, restart {attempt + 1} of {self.spec.max_restarts}")
+        self._pause(RESTART_SECONDS)
+        self._log = Log(self._api, _say, self._clock)
+
     # --- follow ---------------------------------------------------------------------------------------------------
 
-    def follow(self) -> None:
+    def follow(self) -> JobError | None:
+        """Follow the job to its end; why it failed, None when it succeeded."""
         while True:
-            job = self._get()
-            for condition in job.get("status", {}).get("conditions") or ():
-                self._say_condition(condition)
-            succeeded, failed = _condition(job, "Succeeded"), _condition(job, "Failed")
-            self._log.poll(self._master, last=bool(succeeded or failed))
-            if succeeded:
-                return
+            state = self._kind.state(self._get())
+            self._announce(state)
             pods = self._pods()
-            if failed:
-                raise self._verdict(failed, pods)
-            for pod in pods:
-                if why := outcome.waiting(pod):
-                    self._once(f"pod {pod['metadata']['name']} waits: {' '.join(why.split())}")
+            self._follow_log(pods)
+            if state.finished:
+                self._log.finish(self._sleep)
+                return None if state.phase == "succeeded" else self._verdict(state)
+            self._watch(state, pods)
             self._check_time()
-            self._sleep(POLL_SECONDS)
-
-    @property
-    def _master(self) -> str:
-        return f"{self.spec.name}-master-0"
+            self._pause(POLL_SECONDS)
 
     def _get(self) -> dict[str, Any]:
-        try:
-            return self._patiently(lambda: self._api.get(self.spec.name), "get")
-        except ApiError as error:
-            if error.status == 404:
-                text = f"job {self.spec.name} was deleted behind our back"
-                raise JobError(text, FailureReason.RETRY) from None
-            raise _refused(error, self.spec) from error
+        name = self.spec.name
+        for _ in range(2):  # an operator that is being updated makes every job missing for a moment
+            try:
+                return self._patiently(lambda: self._api.get(name), f"get job {name}")
+            except ApiError as error:
+                if error.status != 404:
+                    raise self._refused(error) from error
+            self._pause(1.0)
+        if self._launcher.called_off():
+            raise JobError(f"job {name} is deleted: its pipeline run was stopped", FailureReason.CANCELLED)
+        raise JobError(f"job {name} was deleted behind our back", FailureReason.RETRY)
 
     def _pods(self) -> list[dict[str, Any]]:
         try:
-            return self._api.pods(f"{JOB_LABEL}={self.spec.name}")
+            return self._api.pods(self._kind.pod_selector(self.spec.name))
         except ApiError as error:
-            self._once(f"pods of job {self.spec.name} cannot be listed: {error}")
+            if not error.transient:
+                self._once(f"pods of job {self.spec.name} cannot be listed: {error}")
             return []
 
-    def _verdict(self, condition: Mapping[str, Any], pods: list[dict[str, Any]]) -> JobError:
-        ended = []
+    def _follow_log(self, pods: Sequence[Mapping[str, Any]]) -> None:
         for pod in pods:
-            if outcome.ended_badly(pod):
-                lines = self._last_lines(pod["metadata"]["name"])
-                ended.append(outcome.ended_badly(pod, lines))
-        return outcome.failure(self.spec.name, dict(condition), [pod for pod in ended if pod])
+            if self._kind.is_first(pod) and (pod.get("status") or {}).get("phase") not in (None, "Pending"):
+                metadata = pod["metadata"]
+                self._log.follow(metadata["name"], metadata.get("uid", ""), _FIRST_LINES if self._adopted else None)
 
-    def _last_lines(self, pod: str) -> list[str]:
+    def _watch(self, state: JobState, pods: Sequence[Mapping[str, Any]]) -> None:
+        """Keep account of what the job is waiting for, and say it."""
+        now, since = self._clock(), self._since
+        pending = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
+        waits = [(pod, found) for pod in pending if (found := outcome.waiting(pod, self._kind.container))]
+        for pod, found in waits:
+            self._complain(f"pod {pod['metadata']['name']} waits", found)
+        started = state.phase == "running" and not pending
+        since.queued = None if started else _first(since.queued, now)
+        since.quiet = self._log.quiet_since if started and self._log.is_followed else None
+        if limits.is_stalled(self.spec, since, now):
+            since.quiet = self._log.look()  # it may be the stream that stands still
+        broken = [found for _, found in waits if found.broken]
+        since.broken = _first(since.broken, now) if broken else None
+        self._waits = None if started else next(iter([*broken, *(found for _, found in waits)]), self._waits)
+        if now - self._looked_around >= _LOOK_AROUND_SECONDS:
+            self._looked_around = now
+            if not started:
+                self._say_warnings()
+            if self._launcher.called_off():
+                self._delete()
+                text = f"job {self.spec.name} deleted: its pipeline run was stopped"
+                raise JobError(text, FailureReason.CANCELLED)
+
+    def _say_warnings(self) -> None:
+        """What only events tell: a quota without room, a volume or Secret that is not there."""
+        try:
+            events = self._api.warnings()
+        except ApiError as error:
+            if not error.transient:
+                self._once(f"events cannot be listed: {error}", key="events")
+            return
+        for event in events:
+            if found := outcome.complaint(event, self.spec.name):
+                self._complain(f"{event['involvedObject']['kind']} {event['involvedObject']['name']}", found)
+                self._waits = self._waits or found
+
+    def _check_time(self) -> None:
+        """Delete the job when it has had its time. The operator knows a deadline too, but counts anew after a
+        suspension."""
+        if late := limits.overdue(self.spec, self._since, self._clock(), self._waits):
+            self._delete()
+            raise late
+
+    def _delete(self) -> None:
+        if self._ours:
+            with missing_is_fine():
+                self._asked(lambda: self._api.delete(self.spec.name), f"delete job {self.spec.name}")
+
+    # --- the verdict ----------------------------------------------------------------------------------------------
+
+    def _verdict(self, state: JobState) -> JobError:
+        ended = self._ended()
+        for place, pod in enumerate(outcome.in_order(ended)[:_PODS_SHOWN]):
+            if not self._log.is_of(pod.pod):  # else its log was printed already
+                for line in pod.lines[-(_LAST_LINES_OF_OTHERS if place else _LAST_LINES) :]:
+                    _say(f"[{pod.pod}] {line}")
+            _say(f"pod {pod.pod} failed ({pod.reason}): {pod.sentence}")
+        if len(ended) > _PODS_SHOWN:
+            _say(f"and {len(ended) - _PODS_SHOWN} more pods failed")
+        return outcome.failure(self.spec.name, state.message, ended)
+
+    def _ended(self) -> list[Ended]:
+        """The pods that ended badly. Where their peers ended first, the one at fault gets a moment to end too."""
+        until = self._clock() + _SETTLE_SECONDS
+        selector = self._kind.pod_selector(self.spec.name)
+        while True:
+            try:
+                pods = self._patiently(lambda: self._api.pods(selector), f"list the pods of job {self.spec.name}")
+            except ApiError as error:
+                self._once(f"pods of job {self.spec.name} cannot be listed: {error}")
+                return []
+            ended = [found for pod in pods if (found := outcome.ended_badly(pod, self._kind.container))]
+            on_their_way = any((pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed") for pod in pods)
+            if outcome.is_clear(ended) or not on_their_way or self._clock() >= until:
+                break
+            self._pause(1.0)
+        failed = {pod.pod for pod in outcome.in_order(ended)[:_PODS_SHOWN]}
+        return [
+            found
+            for pod in pods
+            if (name := pod["metadata"]["name"])
+            and (found := outcome.ended_badly(pod, self._kind.container, self._tail(name) if name in failed else ()))
+        ]
+
+    def _tail(self, pod: str) -> list[str]:
         try:
             text = self._api.log(pod, tail_lines=_LAST_LINES)
         except ApiError:
             return []  # then its termination message has to do
-        lines = [_without_timestamp(line) for line in text.splitlines()]
-        if pod != self._master:
-            for line in lines:
-                _say(f"[{pod}] {line}")
-        return lines
-
-    def _check_time(self) -> None:
-        """Delete the job when it is late. The operator has the same deadline, but counts anew after a suspension."""
-        if self._clock() < self._deadline:
-            return
-        if self._ours:
-            try:
-                with _missing_is_fine():
-                    self._patiently(lambda: self._api.delete(self.spec.name), "delete")
-            except ApiError as error:
-                raise _refused(error, self.spec) from error
-        text = (
-            f"job {self.spec.name} deleted after {self.spec.timeout_seconds} s: raise job.timeout_seconds if it was at "
-            "work, or free the nodes that it waited for"
-        )
-        raise JobError(text, FailureReason.CANCELLED)
+        return [without_timestamp(line) for line in text.splitlines()]
 
     # --- stop -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def deleted_on_signal(self) -> Iterator[None]:
+    def stopped_by_signal(self) -> Iterator[None]:
         """On SIGTERM or SIGINT: delete, then unwind. In this order, for a terminated step has about one second."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -228,8 +341,13 @@ class _ClusterJob:
         def stop(number: int, _frame: object) -> NoReturn:
             for each in wanted:
                 signal.signal(each, signal.SIG_IGN)
-            self.delete_at_once()
-            raise _Stopped(signal.Signals(number).name)
+            stopped = _Stopped(signal.Signals(number).name)
+            keep = number == signal.SIGTERM and self.spec.on_eviction == "keep"
+            if keep and self._launcher.only_evicted():
+                stopped.kept = True
+            else:
+                self.delete_at_once()
+            raise stopped
 
         before = {number: signal.signal(number, stop) for number in wanted}
         try:
@@ -245,28 +363,45 @@ class _ClusterJob:
 
     # --- small things ---------------------------------------------------------------------------------------------
 
-    def _patiently(self, call: Callable[[], T], verb: str) -> T:
-        """The call's answer; what may pass (a busy or restarting API server) is tried again with growing pauses."""
-        pause, give_up = 1.0, self._clock() + _PATIENCE_SECONDS
-        while True:
-            try:
-                return call()
-            except ApiError as error:
-                if not error.transient:
-                    raise
-                if self._clock() >= give_up:
-                    text = (
-                        f"job {self.spec.name}: the API server does not answer ({verb}: {error}); the job may still run"
-                    )
-                    raise JobError(text, FailureReason.RETRY) from error
-                _say(f"{verb} job {self.spec.name}: {error}; trying again")
-            self._sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+    def close(self) -> None:
+        self._log.close()
 
-    def _say_condition(self, condition: Mapping[str, Any]) -> None:
-        if condition.get("status") == "True":
-            text = f"job {self.spec.name} {condition['type']}: {condition.get('message', '')}".rstrip(": ")
-            self._once(text, key=f"{condition['type']} {condition.get('lastTransitionTime', '')}")
+    def _pause(self, seconds: float) -> None:
+        """Wait, printing the log meanwhile."""
+        if self._given_sleep is None:
+            self._log.drain(seconds)
+        else:
+            self._log.drain()
+            self._given_sleep(seconds)
+
+    def _asked(self, call: Callable[[], Any], what: str) -> Any:
+        """The answer to a call that nothing can go on without."""
+        try:
+            return self._patiently(call, what)
+        except ApiError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: ApiError) -> StepError:
+        """An answer that no retry will change, in words."""
+        jobs, spec = f"{self._kind.title}s", self.spec
+        place = f"namespace {spec.namespace}" if spec.namespace else "the namespace"
+        if error.status in (401, 403):
+            return ConfigurationError(f"no right to run {jobs} in {place} ({error}): bind the launcher's Role there")
+        if error.status == 404:
+            return ConfigurationError(f"no {jobs} in {place} ({error}): install {self._kind.operator}")
+        if error.status in (400, 422):
+            return ConfigurationError(f"job {spec.name} was refused: {' '.join(str(error).split())}")
+        return JobError(f"job {spec.name}: {error}", FailureReason.INTERNAL)
+
+    def _announce(self, state: JobState) -> None:
+        for condition in state.conditions:
+            what = "queued" if condition.type == "Suspended" else condition.type
+            text = f"job {self.spec.name} {what}: {condition.message}".rstrip(": ")
+            self._once(text, key=f"{self.spec.name} {condition.type} {condition.since}")
+
+    def _complain(self, who: str, waits: Waiting) -> None:
+        """Once for all pods that wait for the same."""
+        self._once(f"{who}: {waits.text}", key=f"{self.spec.name} {outcome.gist(waits.text)}")
 
     def _once(self, text: str, key: str = "") -> None:
         if (key or text) not in self._said:
@@ -274,96 +409,21 @@ class _ClusterJob:
             _say(text)
 
 
-class _Log:
-    """The master's log, read piece by piece.
-
-    A log can be asked for by age only, so pieces overlap; a line is known again by its timestamp and text.
-    """
-
-    _OVERLAP_SECONDS = 10
-
-    def __init__(self, api: ClusterApi, clock: Callable[[], float]) -> None:
-        self._api = api
-        self._clock = clock
-        self._read_at: float | None = None
-        self._last_line = ""
-        self.first_lines: int | None = None
-
-    def poll(self, pod: str, last: bool = False) -> None:
-        """Print what is new. An unfinished line waits for the next poll, unless this is the `last`."""
-        now = self._clock()
-        try:
-            if self._read_at is None:
-                text = self._api.log(pod, tail_lines=self.first_lines)
-            else:
-                text = self._api.log(pod, since_seconds=int(now - self._read_at) + self._OVERLAP_SECONDS)
-        except ApiError:
-            return  # the pod is not up yet, or no more; what counts is the job's status
-        self._read_at = now
-        complete = text if last else text[: text.rfind("\n") + 1]
-        lines = [line for line in complete.splitlines() if line]
-        seen = max((index for index, line in enumerate(lines) if line == self._last_line), default=-1)
-        for line in lines[seen + 1 :]:
-            _say(_without_timestamp(line))
-            self._last_line = line
+def _attempt(name: str) -> tuple[str, int | None]:
+    """A job's name without its attempt, and the attempt; None where the name has none."""
+    found = re.fullmatch(r"(.+)-a(\d+)", name)
+    return (found[1], int(found[2])) if found else (name, None)
 
 
-def _owner(api: ClusterApi, environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Who the job belongs to and is collected with: the pipeline run's Workflow, else the pod that we are.
-
-    KFP tells a step its pod; the pod's own owner is the Workflow. Outside of KFP there is no owner.
-    """
-    name = environ.get("KFP_POD_NAME")
-    if not name:
-        return None
+def _created(job: Mapping[str, Any], otherwise: float) -> float:
     try:
-        metadata = api.pod(name)["metadata"]
-    except ApiError as error:
-        _say(f"pod {name} cannot be read ({error}): the job has no owner, only its deadline and time to live")
-        return None
-    owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": metadata["uid"]}
-    for reference in metadata.get("ownerReferences") or ():
-        if reference["kind"] == "Workflow":
-            owner = {key: reference[key] for key in ("apiVersion", "kind", "name", "uid")}
-    # Not the controller: Kueue would take the job for a part of it. Not blocking: OpenShift asks for more rights then.
-    return {**owner, "controller": False, "blockOwnerDeletion": False}
+        return datetime.fromisoformat(job["metadata"]["creationTimestamp"]).timestamp()
+    except (KeyError, ValueError):
+        return otherwise
 
 
-def _refused(error: ApiError, spec: JobSpec) -> StepError:
-    """An answer that no retry will change, in words."""
-    place = f"namespace {spec.namespace}" if spec.namespace else "the namespace"
-    if error.status in (401, 403):
-        return ConfigurationError(f"no right to run PyTorchJobs in {place} ({error}): bind the launcher's Role there")
-    if error.status == 404:
-        return ConfigurationError(f"no PyTorchJobs in {place} ({error}): install the training operator (v1.9)")
-    if error.status in (400, 422):
-        return ConfigurationError(f"job {spec.name} was refused: {' '.join(str(error).split())}")
-    return JobError(f"job {spec.name}: {error}", FailureReason.INTERNAL)
-
-
-@contextmanager
-def _missing_is_fine() -> Iterator[None]:
-    """Deleting what is gone is no error."""
-    try:
-        yield
-    except ApiError as error:
-        if error.status != 404:
-            raise
-
-
-def _condition(job: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
-    for condition in job.get("status", {}).get("conditions") or ():
-        if condition["type"] == kind and condition["status"] == "True":
-            return dict(condition)
-    return None
-
-
-def _finished(job: Mapping[str, Any]) -> bool:
-    return bool(_condition(job, "Succeeded") or _condition(job, "Failed"))
-
-
-def _without_timestamp(line: str) -> str:
-    return line.partition(" ")[2]
+def _first(earlier: float | None, now: float) -> float:
+    return now if earlier is None else earlier
 
 
 def _say(text: str) -> None:

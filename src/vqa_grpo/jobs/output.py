@@ -182,7 +182,7 @@ class _Source:
         self.rest = b""
         self.left_out = 0
         self.in_traceback = False
-        self.allowance = _Allowance()
+        self.allowance = Allowance()
 
     def read(self) -> bytes:
         return self.file.recv(_CHUNK) if isinstance(self.file, socket.socket) else self.file.read(_CHUNK)
@@ -196,7 +196,7 @@ class _Source:
         return lines
 
 
-class _Allowance:
+class Allowance:
     """So many lines a second, and a stock for those who were silent."""
 
     def __init__(self) -> None:

@@ -1,150 +1,67 @@
-"""A job as a PyTorchJob (training operator v1): the manifest, and nothing that talks to a cluster."""
+"""A job as a PyTorchJob (training operator v1): the manifest, and how its status reads."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from vqa_grpo.contract.failure import ConfigurationError
-from vqa_grpo.jobs.outcome import CONTAINER
-from vqa_grpo.jobs.spec import SETTINGS, JobSpec, run_label
+from vqa_grpo.jobs import pod
+from vqa_grpo.jobs.kind import JobState, last_of, true_conditions
+from vqa_grpo.jobs.spec import JobSpec
 
-GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
-RUN_LABEL = "vqa-grpo/run-id"
-HASH_ANNOTATION = "vqa-grpo/spec-hash"
-JOB_LABEL = "training.kubeflow.org/job-name"  # the operator's own, on every pod
 _TTL_SECONDS = 86_400  # a day to read the logs of a finished job
-_GRACE_SECONDS = 120  # for a last checkpoint
-_LAST_WORD_SECONDS = 20  # of those, for the supervisor to end what does not listen and to say why
-_LOGS = "/tmp/vqa-grpo/logs"  # noqa: S108 - a training pod's own disk
-
-# What pods inherit from the launcher: where things are, and how NCCL is to talk. No name here holds a secret.
-_INHERITED = re.compile("|".join(SETTINGS) + r"|HTTPS?_PROXY|NO_PROXY|(TORCH_)?NCCL_\w+")
-_SECRET = re.compile(r"(^|_)(SECRET|TOKEN|PASSWORD|CREDENTIALS?|ACCESS_KEY|API_KEY|PRIVATE_KEY)(_|$)", re.IGNORECASE)
-_PASSWORD_IN_URL = re.compile(r"//[^/@\s]+:[^/@\s]+@")
 
 
-def inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """The part of the launcher's environment that its jobs get too."""
-    return {name: value for name, value in sorted(environ.items()) if value and _INHERITED.fullmatch(name)}
+class _PyTorchJob:
+    group, version, plural = "kubeflow.org", "v1", "pytorchjobs"
+    title = "PyTorchJob"
+    operator = "the Kubeflow training operator (v1)"
+    container = "pytorch"
 
-
-def build_manifest(
-    spec: JobSpec, owner: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """The PyTorchJob for a spec. `owner` is an ownerReference, `environment` what `inherited` gave.
-
-    Raises ConfigurationError when there is no image, or a secret where everybody who may read the job would see it.
-    """
-    if not spec.image:
-        raise ConfigurationError(f"job {spec.name} has no image: give the training image, best with its digest")
-    variables = {**(environment or {}), **spec.environment}
-    _refuse_secrets(variables)
-    replicas = {"Master": _replica(spec, variables, 1)}
-    if spec.num_nodes > 1:
-        replicas["Worker"] = _replica(spec, variables, spec.num_nodes - 1)
-    metadata: dict[str, Any] = {
-        "name": spec.name,
-        "labels": _labels(spec),
-        "annotations": {HASH_ANNOTATION: spec.spec_hash},
-    }
-    if spec.namespace:
-        metadata["namespace"] = spec.namespace
-    if owner:
-        metadata["ownerReferences"] = [dict(owner)]
-    return {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": "PyTorchJob",
-        "metadata": metadata,
-        "spec": {
-            "nprocPerNode": str(spec.processes_per_node),  # a string in v1
-            "runPolicy": {
-                "cleanPodPolicy": "Running",  # the operator's default leaves the peers of a failed pod on their GPUs
-                "activeDeadlineSeconds": spec.timeout_seconds,
-                "ttlSecondsAfterFinished": _TTL_SECONDS,
+    def build_manifest(
+        self, spec: JobSpec, owner: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        replicas = {"Master": self._replica(spec, environment, 1)}
+        if spec.num_nodes > 1:
+            replicas["Worker"] = self._replica(spec, environment, spec.num_nodes - 1)
+        return {
+            "apiVersion": f"{self.group}/{self.version}",
+            "kind": self.title,
+            "metadata": pod.job_metadata(spec, owner),
+            "spec": {
+                "nprocPerNode": str(spec.processes_per_node),  # a string in v1
+                "runPolicy": {
+                    # The operator's own default leaves the peers of a failed pod on their GPUs.
+                    "cleanPodPolicy": "Running",
+                    "activeDeadlineSeconds": spec.timeout_seconds,
+                    "ttlSecondsAfterFinished": _TTL_SECONDS,
+                },
+                "pytorchReplicaSpecs": replicas,
             },
-            "pytorchReplicaSpecs": replicas,
-        },
-    }
+        }
+
+    def _replica(self, spec: JobSpec, environment: Mapping[str, str] | None, count: int) -> dict[str, Any]:
+        # Never: a node restarted alone would wait for peers that wait for it. The whole gang is run again, or nothing.
+        template = pod.template(spec, self.container, environment)
+        return {"replicas": count, "restartPolicy": "Never", "template": template}
+
+    def state(self, job: Mapping[str, Any]) -> JobState:
+        found = true_conditions(job)
+        if ended := last_of(found, "Succeeded"):
+            return JobState("succeeded", ended.message, found)
+        if ended := last_of(found, "Failed"):
+            return JobState("failed", ended.message or ended.reason, found)
+        if suspended := last_of(found, "Suspended"):
+            return JobState("queued", suspended.message, found)
+        if running := last_of(found, "Running"):
+            return JobState("running", running.message, found)
+        return JobState("queued", conditions=found)
+
+    def pod_selector(self, name: str) -> str:
+        return f"training.kubeflow.org/job-name={name}"
+
+    def is_first(self, pod: Mapping[str, Any]) -> bool:
+        return str(pod["metadata"]["name"]).endswith("-master-0")
 
 
-def _replica(spec: JobSpec, variables: Mapping[str, str], count: int) -> dict[str, Any]:
-    # Never: a node restarted alone would wait for peers that wait for it. The whole gang is run again, or nothing.
-    return {
-        "replicas": count,
-        "restartPolicy": "Never",
-        "template": {
-            "metadata": {
-                # Istio's sidecar outlives the container and breaks the rendezvous; which of the two it reads depends
-                # on its version.
-                "labels": {**_labels(spec), "sidecar.istio.io/inject": "false"},
-                "annotations": {"sidecar.istio.io/inject": "false"},
-            },
-            "spec": _pod(spec, variables),
-        },
-    }
-
-
-def _pod(spec: JobSpec, variables: Mapping[str, str]) -> dict[str, Any]:
-    pod: dict[str, Any] = {
-        "automountServiceAccountToken": False,  # training has no business with the API server
-        "terminationGracePeriodSeconds": _GRACE_SECONDS,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [
-            {
-                "name": CONTAINER,
-                "image": spec.image,
-                "command": _command(spec),
-                "args": list(spec.arguments),
-                "env": _environment(spec, variables),
-                "resources": _resources(spec),
-                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],  # noqa: S108
-            }
-        ],
-        # The container runtime's default of 64 MiB is too small for NCCL and for data loaders. It counts as memory.
-        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": spec.memory}}],
-    }
-    if spec.gpus_per_node:
-        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    return pod
-
-
-def _command(spec: JobSpec) -> list[str]:
-    options = ["--grace_seconds", str(_GRACE_SECONDS - _LAST_WORD_SECONDS), "--log_dir", _LOGS]
-    if spec.status_uri:
-        options += ["--status_uri", spec.status_uri]
-    return ["python", "-m", "vqa_grpo.jobs.supervisor", *options, "--", "-m", spec.module]
-
-
-def _environment(spec: JobSpec, variables: Mapping[str, str]) -> list[dict[str, Any]]:
-    plain = dict(variables)
-    if spec.total_processes > 1:
-        plain.setdefault("OMP_NUM_THREADS", "1")  # else each process starts a thread for every core of the node
-    references = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name, "optional": True}}}
-        for name, secret in sorted(spec.secrets.items())
-    ]
-    return [{"name": name, "value": value} for name, value in sorted(plain.items())] + references
-
-
-def _resources(spec: JobSpec) -> dict[str, Any]:
-    amounts = {"cpu": spec.cpu, "memory": spec.memory}
-    if spec.gpus_per_node:
-        amounts["nvidia.com/gpu"] = str(spec.gpus_per_node)
-    # Requests equal limits, so that a node short of memory evicts others first.
-    return {"requests": dict(amounts), "limits": dict(amounts)}
-
-
-def _labels(spec: JobSpec) -> dict[str, str]:
-    return {"app.kubernetes.io/managed-by": "vqa-grpo", RUN_LABEL: run_label(spec.run_id)}
-
-
-def _refuse_secrets(variables: Mapping[str, str]) -> None:
-    for name, value in variables.items():
-        if _SECRET.search(name):
-            raise ConfigurationError(f"{name} would stand in the job for all to read: keep it in a Secret, see secrets")
-        if _PASSWORD_IN_URL.search(value):
-            raise ConfigurationError(f"{name} holds a password inside a URL: take it out and keep it in a Secret")
+KIND = _PyTorchJob()

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 from vqa_grpo.config import Job
 from vqa_grpo.contract.failure import ConfigurationError
@@ -14,7 +15,16 @@ from vqa_grpo.contract.failure import ConfigurationError
 NAME_LIMIT = 50  # the operator makes a Service `<job>-worker-<n>` for each worker, and those end at 63 characters
 LABEL_LIMIT = 63
 _ATTEMPTS = 1000
+_NOT_HASHED = {
+    *("name", "namespace", "kind", "max_restarts", "on_eviction"),
+    *("timeout_seconds", "queue_timeout_seconds", "stall_timeout_seconds"),
+}
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # DNS-1035: the job's name becomes the name of Services
+
+# What every job of ours carries, whatever its kind.
+MANAGED_BY = "vqa-grpo"  # the value of app.kubernetes.io/managed-by
+RUN_LABEL = "vqa-grpo/run-id"
+HASH_ANNOTATION = "vqa-grpo/spec-hash"
 
 # Variables that pods take from Kubernetes Secrets, and the Secret's name; the key is the variable's own name.
 # Every reference is optional: a cluster with instance roles has no such Secret.
@@ -48,8 +58,13 @@ class JobSpec:
     `gpus_per_node`       0 runs on CPU
     `image`               what a pod runs in; ignored on this machine
     `cpu`, `memory`       Kubernetes quantities for each node, requested and limiting; ignored on this machine
+    `kind`                which resource of a cluster it becomes: pytorchjob or trainjob
     `namespace`           empty takes the launching pod's own
     `timeout_seconds`     for the whole job, waiting for a free node included
+    `queue_timeout_seconds`  until all nodes run; 0 for no limit of its own
+    `stall_timeout_seconds`  without a new line in its log; 0 for no limit
+    `max_restarts`        how often the whole job is run again after a failure that may pass
+    `on_eviction`         what becomes of the job when the pod that follows it is evicted: keep or delete
     `status_uri`          gets each node's last word as `node-N.json`; on a cluster only
     `secrets`             variable → name of the Kubernetes Secret that holds it under the same key
     """
@@ -65,8 +80,13 @@ class JobSpec:
     image: str = ""
     cpu: str = "2"
     memory: str = "6Gi"
+    kind: str = "pytorchjob"
     namespace: str = ""
     timeout_seconds: int = 172_800
+    queue_timeout_seconds: int = 0
+    stall_timeout_seconds: int = 0
+    max_restarts: int = 0
+    on_eviction: Literal["keep", "delete"] = "keep"
     status_uri: str = ""
     secrets: Mapping[str, str] = field(default_factory=lambda: dict(SECRETS))
 
@@ -103,10 +123,10 @@ class JobSpec:
     def spec_hash(self) -> str:
         """What is run, as a digest: a job found under our name is ours only when this agrees.
 
-        Name and namespace say where, and the attempt is part of the name, so neither counts.
+        Where it lies, how long it is waited for and how often it may be tried again do not change what it does: a
+        step that is called again with more patience follows the job that it finds. The attempt is part of the name.
         """
-        content = asdict(self)
-        del content["name"], content["namespace"]
+        content = {name: value for name, value in asdict(self).items() if name not in _NOT_HASHED}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def next_attempt(self) -> JobSpec:
