@@ -6,6 +6,7 @@ import copy
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from checking import (
 )
 
 from vqa_grpo import __version__
-from vqa_grpo.jobs.pytorchjob import build_manifest
-from vqa_grpo.jobs.spec import SECRETS, SETTINGS, SETTINGS_MAP, JobSpec, job_name
+from vqa_grpo.jobs import trainjob
+from vqa_grpo.jobs.kind import kind_named
+from vqa_grpo.jobs.pod import merged
+from vqa_grpo.jobs.spec import KINDS, SECRETS, SETTINGS, SETTINGS_MAP, JobSpec, job_name
 
 ROOT = MANIFESTS.parent
-JOB = build_manifest(JobSpec(name=job_name("r"), run_id="r", module="m", image="i", num_nodes=2))
+SPEC = JobSpec(name=job_name("r"), run_id="r", module="m", image="i", num_nodes=2)
+JOB = kind_named("pytorchjob").build_manifest(SPEC)
 SITE = ("mlflow", "postgres", "janitor", "kueue", "trainer-v2", "external-secrets", "network-egress")
 
 
@@ -122,6 +126,11 @@ def test_the_pods_of_a_built_job_are_valid_pods(replica: str) -> None:
     assert faults({**pod, "spec": {**pod["spec"], "volume": []}})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_built_job_is_valid(kind: str) -> None:
+    assert faults(kind_named(kind).build_manifest(SPEC)) == []
+
+
 # --- what they mean -------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +215,37 @@ def test_policies_hold_for_the_pods_of_both_kinds_of_job(everything: list[dict[s
         wanted = named(everything, "NetworkPolicy", policy)["spec"]["podSelector"]["matchLabels"]
         for _, template in pods([JOB, runtime]):
             assert wanted.items() <= template["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"gpus_per_node": 8, "cache_claim": "vqa-grpo-models", "shared_memory": "9Gi", "service_account": "me"}],
+)
+def test_a_trainjob_on_our_runtime_makes_the_pods_of_a_pytorchjob(
+    everything: list[dict[str, Any]], more: dict[str, Any]
+) -> None:
+    """What a TrainJob cannot say of its pods stands in the runtime: together they are a pod like any other."""
+    spec = replace(SPEC, **more)
+    (like,) = {
+        str(template): template for _, template in pods([kind_named("pytorchjob").build_manifest(spec)])
+    }.values()
+    job = kind_named("trainjob").build_manifest(spec)
+    runtime = named(everything, "TrainingRuntime", job["spec"]["runtimeRef"]["name"])
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = merged(runtime["spec"], patch["trainingRuntimeSpec"])["template"]["spec"]["replicatedJobs"]
+    made = node["template"]["spec"]["template"]
+    assert made["spec"].pop("restartPolicy") == "Never"  # a PyTorchJob says it beside its pods
+    account = made["spec"].pop("serviceAccountName")
+    assert account == like["spec"].pop("serviceAccountName", "vqa-grpo-trainer")
+    (container,) = made["spec"]["containers"]
+    assert container["name"] == trainjob.KIND.container
+    trainer = job["spec"]["trainer"]
+    words = trainer["command"] + trainer["args"]
+    container |= {"name": "pytorch", "image": trainer["image"], "env": trainer["env"]}
+    container |= {"resources": trainer["resourcesPerNode"], "command": words, "args": []}
+    (expected,) = like["spec"]["containers"]
+    expected |= {"command": expected["command"] + expected["args"], "args": []}
+    assert made == like
 
 
 def test_the_settings_are_the_ones_that_steps_take(rendered: list[dict[str, Any]]) -> None:
