@@ -183,7 +183,7 @@ def test_the_check_of_pod_security_finds_a_pod_that_asks_for_more() -> None:
     pod = copy.deepcopy(next(pods([JOB]))[1]["spec"])
     pod["containers"][0]["securityContext"]["capabilities"] = {"drop": ["ALL"], "add": ["IPC_LOCK"]}
     pod["volumes"].append({"name": "host", "hostPath": {"path": "/"}})
-    del pod["securityContext"]["runAsNonRoot"]
+    del pod["containers"][0]["securityContext"]["runAsNonRoot"]
     assert len(unrestricted(pod)) == 3
 
 
