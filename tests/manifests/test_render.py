@@ -187,6 +187,12 @@ def test_the_check_of_pod_security_finds_a_pod_that_asks_for_more() -> None:
     assert len(unrestricted(pod)) == 3
 
 
+def test_every_pod_stays_out_of_istio(rendered: list[dict[str, Any]]) -> None:
+    for name, template in pods(rendered):
+        for place in ("labels", "annotations"):
+            assert template["metadata"][place]["sidecar.istio.io/inject"] == "false", name
+
+
 def test_only_the_janitor_has_a_token(rendered: list[dict[str, Any]]) -> None:
     with_token = {name for name, pod in pods(rendered) if pod["spec"].get("automountServiceAccountToken") is not False}
     assert with_token <= {"CronJob/vqa-grpo-janitor"}
@@ -321,7 +327,7 @@ def test_the_janitor_runs_a_command_that_there_is(everything: list[dict[str, Any
     assert each["command"] == ["vqa-grpo"]
     verb, *arguments = each["args"]
     assert {entry["name"] for entry in each["env"]} == {"NAMESPACE"}
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = get_command(app).commands
     if verb not in commands:
         pytest.skip(f"vqa-grpo {verb} is not there yet")
     known = {option for parameter in commands[verb].params for option in parameter.opts}
