@@ -194,3 +194,48 @@ def test_a_configuration_cannot_be_changed_once_it_was_checked() -> None:
     run: Any = config.load()
     with pytest.raises(ValueError, match="frozen"):
         run.seed = 3
+
+
+# --- the job section --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        ("job.memory=6GB", "job.memory"),
+        ("job.memory=six", "job.memory"),
+        ("job.cpu=2 cores", "job.cpu"),
+        ("job.shared_memory=1 Gi", "job.shared_memory"),
+        ("job.resources={rdma hca: 1}", "job.resources"),
+        ("job.resources={rdma/hca: one}", "job.resources"),
+        ("job.environment={1X: a}", "job.environment"),
+        ("job.environment={X: true}", "job.environment.X"),
+        ("job.secrets={X: Not A Name}", "job.secrets.X"),
+        ("job.labels={a b: c}", "job.labels"),
+        ("job.node_selector={a: 'b c'}", "job.node_selector"),
+        ("job.tolerations=[{key: a, operator: Exists, value: b}]", "Exists"),
+        ("job.tolerations=[{value: b}]", "key is empty"),
+        ("job.tolerations=[{keys: a}]", "did you mean key"),
+        ("job.queue=no/slash", "job.queue"),
+        ("job.service_account=Upper", "job.service_account"),
+        ("job.grace_seconds=10", "job.grace_seconds"),
+        ("job.on_eviction=perhaps", "job.on_eviction"),
+        ("job.launcher=slurm", "trainjob"),
+        ("job.overrides=[]", "job.overrides"),
+        ("job.overrides={containers: []}", "metadata: {…} and spec: {…}"),
+        ("job.overrides={spec: []}", "metadata: {…} and spec: {…}"),
+        ("job.overrides={spec: {a: 2026-01-01}}", "plain JSON"),
+    ],
+)
+def test_what_kubernetes_would_refuse_is_refused_before_anything_starts(setting: str, word: str) -> None:
+    assert word in refused(config.load, "", [setting])
+
+
+def test_amounts_may_be_numbers_as_people_write_them_in_yaml() -> None:
+    job = config.load("", ["job.cpu=8", "job.memory=64Gi", "job.resources={rdma/hca: 1}", "job.environment={N: 4}"]).job
+    assert (job.cpu, job.resources, job.environment) == ("8", {"rdma/hca": "1"}, {"N": "4"})
+
+
+def test_every_setting_of_a_job_that_does_not_explain_itself_is_explained() -> None:
+    plain = {"launcher", "image_pull_secrets"}
+    assert {name for name, field in config.Job.model_fields.items() if not field.description} == plain

@@ -25,6 +25,13 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 
 
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -202,11 +209,7 @@ class Train(Section):
         for key, value in extra.items():
             if key in cls.model_fields or key in _SET_ELSEWHERE:
                 raise ValueError(f"{key} has a place of its own in the configuration: leave it out of extra")
-            try:
-                same = json.loads(json.dumps(value, allow_nan=False)) == value
-            except (ValueError, TypeError, RecursionError):
-                same = False
-            if not same:
+            if not _is_json(value):
                 raise ValueError(f"{key} is not plain JSON: give finite numbers, text, true or false, or lists of them")
         return extra
 
@@ -256,16 +259,98 @@ class Registry(Section):
         return self
 
 
-class Job(Section):
-    """Where training runs. `auto` is a PyTorchJob inside a cluster and this machine elsewhere."""
+# Kubernetes' own rules for names and amounts, so that what is wrong is said before anything starts.
+_NAME = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+_WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+ObjectName = Annotated[str, Field(pattern=f"^({_NAME})?$", max_length=253)]
+Label = Annotated[str, Field(pattern=f"^({_NAME}/)?{_WORD}$", max_length=317)]
+LabelValue = Annotated[str, Field(pattern=f"^({_WORD})?$", coerce_numbers_to_str=True)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Cpu = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$", coerce_numbers_to_str=True)]
+Bytes = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([kMGTP]|[KMGTP]i)?$", coerce_numbers_to_str=True)]
+NoBytes = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?([kMGTP]|[KMGTP]i)?)?$", coerce_numbers_to_str=True)]
+Amount = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTP]|[KMGTP]i)?$", coerce_numbers_to_str=True)]
+Text = Annotated[str, Field(coerce_numbers_to_str=True)]
 
-    launcher: Literal["auto", "local", "pytorchjob"] = "auto"
-    num_nodes: Positive = 1
+
+class Toleration(Section):
+    """A taint of nodes that a job's pods put up with."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: LabelValue = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+
+    @model_validator(mode="after")
+    def _as_kubernetes_takes_it(self) -> Toleration:
+        if self.operator == "Exists" and self.value:
+            raise ValueError(f"value {self.value!r} does not count with operator Exists: leave one of them out")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("key is empty: name the taint, or use operator Exists to tolerate all of them")
+        return self
+
+    def as_dict(self) -> dict[str, str]:
+        return {name: value for name, value in self.model_dump().items() if value}
+
+
+class Job(Section):
+    """Where training and evaluation run. `auto` is a PyTorchJob inside a cluster and this machine elsewhere.
+
+    All but launcher, processes_per_node and timeout_seconds is for clusters only.
+    """
+
+    launcher: Literal["auto", "local", "pytorchjob", "trainjob"] = "auto"
+    num_nodes: Positive = Field(1, description="pods that train; evaluation takes one")
     gpus_per_node: NotNegative = Field(0, description="0 trains on CPU")
     processes_per_node: NotNegative = Field(0, description="0 means one for each GPU, or one on CPU")
-    cpu: Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")] = "2"
-    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?([kMGTP]|[KMGTP]i)?$")] = "6Gi"
-    timeout_seconds: Positive = 172_800
+    cpu: Cpu = Field("2", description="cores of each node, requested and limiting, like every amount below")
+    memory: Bytes = Field("6Gi", description="of each node, shared memory included")
+    shared_memory: NoBytes = Field("", description="size of /dev/shm, which counts as memory; empty takes all of it")
+    ephemeral_storage: NoBytes = Field("", description="disk of each node for checkpoints and caches; empty asks none")
+    resources: dict[Label, Amount] = Field(
+        default_factory=dict, description="anything else that a node is to give each pod, such as rdma/hca: 1"
+    )
+    environment: dict[Variable, Text] = Field(
+        default_factory=dict, description="plain variables of the pods, such as NCCL_IB_HCA; never a secret"
+    )
+    secrets: dict[Variable, ObjectName] = Field(
+        default_factory=dict, description="variable → Kubernetes Secret that holds it under the same key"
+    )
+    labels: dict[Label, LabelValue] = Field(default_factory=dict, description="of the job and its pods")
+    node_selector: dict[Label, LabelValue] = Field(default_factory=dict, description="labels that a node must have")
+    tolerations: tuple[Toleration, ...] = Field((), description="beside the one for nvidia.com/gpu")
+    priority_class: ObjectName = Field("", description="of the pods")
+    queue: Annotated[str, Field(pattern=f"^({_WORD})?$")] = Field("", description="Kueue's LocalQueue; empty for none")
+    service_account: ObjectName = Field("", description="of the pods; empty takes the namespace's default")
+    image_pull_secrets: tuple[ObjectName, ...] = ()
+    cache_claim: ObjectName = Field(
+        "", description="a PersistentVolumeClaim that keeps base models and data between jobs; empty for none"
+    )
+    namespace: ObjectName = Field("", description="empty takes the launching pod's own")
+    grace_seconds: Annotated[int, Field(ge=30)] = Field(120, description="that a stopped pod has for a last checkpoint")
+    timeout_seconds: Positive = Field(172_800, description="for the whole job, waiting for free nodes included")
+    queue_timeout_seconds: NotNegative = Field(0, description="until all pods run; 0 waits as long as timeout_seconds")
+    stall_timeout_seconds: NotNegative = Field(3600, description="without a new line in the log; 0 for no limit")
+    max_restarts: NotNegative = Field(
+        3, description="times that the whole job is run again after a failure that may pass, from its last checkpoint"
+    )
+    on_eviction: Literal["keep", "delete"] = Field(
+        "keep", description="what becomes of a job whose launching pod is evicted: its retry goes on with it, or anew"
+    )
+    overrides: dict[str, Any] = Field(
+        default_factory=dict,
+        description="metadata and spec of a pod template, put over the pods' own last; null takes something away",
+    )
+
+    @field_validator("overrides")
+    @classmethod
+    def _a_pod_template(cls, overrides: dict[str, Any]) -> dict[str, Any]:
+        for key, value in overrides.items():
+            if key not in ("metadata", "spec") or not isinstance(value, dict):
+                raise ValueError(f"{key} is no part of a pod template: give metadata: {{…}} and spec: {{…}}")
+        if not _is_json(overrides):
+            raise ValueError("something in it is not plain JSON: give finite numbers, text, true or false, and lists")
+        return overrides
 
 
 class RunConfig(Section):

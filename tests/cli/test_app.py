@@ -138,6 +138,20 @@ def test_a_sweep_needs_to_know_what_of(cli, words):
     assert "--run-id" in err
 
 
+def test_the_job_can_be_rendered_as_a_trainjob_and_what_it_cannot_do_is_said(cli):
+    code, out, err = cli("render-job", "--num-nodes", "3", "--gpus-per-node", "2", "--kind", "trainjob")
+    assert code == 0, err
+    job = yaml.safe_load(out)
+    trainer = job["spec"]["trainer"]
+    assert (job["kind"], trainer["numNodes"], trainer["numProcPerNode"]) == ("TrainJob", 3, 2)
+    code, out, err = cli("render-job", "--kind", "trainjob", "--set", "job.priority_class=high")
+    assert (code, out) == (78, "")
+    assert "priorityClassName" in err
+    code, _, err = cli("render-job", "--kind", "mpijob")
+    assert code == 78
+    assert "pytorchjob" in err
+
+
 def test_compiling_prints_what_it_wrote(cli, tmp_path):
     code, out, err = cli("compile", "-o", tmp_path / "new" / "folder", "--steps-image", "steps@sha256:0")
     assert code == 0, err

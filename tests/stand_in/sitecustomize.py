@@ -16,6 +16,7 @@ WANTED = json.loads(os.environ.get("STAND_IN", "null"))
 def install() -> None:
     from vqa_grpo import registry, steps
     from vqa_grpo.contract.failure import FailureReason, JobError
+    from vqa_grpo.contract.layout import step_uri
     from vqa_grpo.report.progress import emit
     from vqa_grpo.steps import evaluate, shared, train
     from vqa_grpo.storage import publish
@@ -23,7 +24,7 @@ def install() -> None:
     def prepare_model(config: str, dataset_uri: str, root: str) -> Any:
         return steps.Prepared("base")
 
-    def launch_training(run: Any, run_id: str, model_uri: str, dataset_uri: str, base: str, image: str) -> None:
+    def launch_training(run: Any, run_id: str, root: str, dataset_uri: str, base: str, image: str) -> None:
         if WANTED.get("blame") == "train":
             raise JobError("the job's process was killed: give it more memory", FailureReason.OUT_OF_MEMORY)
 
@@ -32,7 +33,7 @@ def install() -> None:
             (folder / "history.json").write_text('[{"step": 1, "reward": NaN}, {"step": 2, "reward": 0.5}]')
             return {}
 
-        publish.publish(model_uri, build, shared.work())
+        publish.publish(step_uri(root, run_id, "model"), build, shared.work())
 
     def predict_to(run: Any, model: str, dataset: Path, out: Path, task: str = "evaluate") -> None:
         import pyarrow as pa

@@ -195,6 +195,11 @@ def test_urls_and_addresses_without_a_password_pass(resolve):
         ("rewards.step_encoder=/no/such/folder", "no folder with a sentence-transformers model"),
         ("job.memory=lots", "job.memory: String should match pattern"),
         ("job.cpu='-1'", "job.cpu: String should match pattern"),
+        ("job={launcher: trainjob, priority_class: high}", "a TrainJob cannot set priorityClassName"),
+        ("job.environment={HF_TOKEN: abc}", "HF_TOKEN would stand in the job for all to read"),
+        ("job.environment={RANK: 0}", "RANK is the operator's to set"),
+        ("job={environment: {A: b}, secrets: {A: c}}", "A is both"),
+        ("job.overrides={spec: {containers: none}}", "spec.containers must be a list"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once_and_in_words(resolve, setting, words):

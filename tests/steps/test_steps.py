@@ -203,9 +203,9 @@ def test_training_is_launched_once_and_a_model_that_is_there_is_taken(resolve, t
     run = resolve(run_id="r")
     launched = []
 
-    def launch(config: Any, run_id: str, model_uri: str, *_: Any) -> None:
+    def launch(config: Any, run_id: str, root: str, *_: Any) -> None:
         launched.append(run_id)
-        publish_model(model_uri, tmp_path)
+        publish_model(step_uri(root, run_id, "model"), tmp_path)
 
     monkeypatch.setattr(train, "launch_training", launch)
     first = steps.train_model(run.config, "r", run.root, "data", "base")
@@ -514,7 +514,9 @@ def test_a_run_that_failed_at_once_still_has_a_summary(tmp_path):
 
 
 def test_a_run_that_failed_after_training_says_where_its_model_is(resolve, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "launch_training", lambda run, run_id, uri, *_: publish_model(uri, tmp_path))
+    monkeypatch.setattr(
+        train, "launch_training", lambda run, run_id, root, *_: publish_model(step_uri(root, run_id, "model"), tmp_path)
+    )
     run = resolve(run_id="r")
     trained = steps.train_model(run.config, "r", run.root, "data", "base")
     assert steps.finish_run("r", run.root, "FAILED") == ""

@@ -434,19 +434,22 @@ def render_job(
     settings: Settings = None,
     num_nodes: Annotated[int, typer.Option(help="Pods of the job.")] = 2,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of each pod; 0 trains on CPU.")] = 0,
+    kind: Annotated[str, typer.Option(help="pytorchjob or trainjob; by default what job.launcher says.")] = "",
     run_id: Annotated[str, typer.Option(help="The run's name.")] = "example",
     image: Annotated[str, typer.Option(help="The trainer image.")] = "",
 ) -> None:
-    """Print the training job's manifest."""
+    """Print the training job's manifest, as a run would submit it."""
+    import yaml
+
     from vqa_grpo import jobs
     from vqa_grpo.components.images import TRAINER
     from vqa_grpo.config import load as configuration_of
-    from vqa_grpo.steps import training_arguments, training_job
+    from vqa_grpo.steps import training_job
 
     changes = [*(settings or []), f"job.num_nodes={num_nodes}", f"job.gpus_per_node={gpus_per_node}"]
-    loaded = configuration_of(config, changes)
-    arguments = training_arguments(loaded, "s3://BUCKET/data", loaded.model.base, "/tmp/output", "s3://BUCKET/model")  # noqa: S108
-    print(jobs.render(training_job(loaded, run_id, arguments, image or TRAINER)), end="")
+    loaded = configuration_of(config, [*changes, *([f"job.launcher={kind}"] if kind else [])])
+    job = training_job(loaded, run_id, "s3://BUCKET/PREFIX", "s3://BUCKET/DATA", loaded.model.base, image or TRAINER)
+    print(yaml.safe_dump(jobs.build(job), sort_keys=False), end="")
 
 
 @app.command()

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from vqa_grpo.config import Job
 from vqa_grpo.contract.failure import ConfigurationError
@@ -21,10 +21,13 @@ _NOT_HASHED = {
 }
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # DNS-1035: the job's name becomes the name of Services
 
+KINDS = ("pytorchjob", "trainjob")  # `jobs.kind` says what each of them is
+
 # What every job of ours carries, whatever its kind.
 MANAGED_BY = "vqa-grpo"  # the value of app.kubernetes.io/managed-by
 RUN_LABEL = "vqa-grpo/run-id"
 HASH_ANNOTATION = "vqa-grpo/spec-hash"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 # Variables that pods take from Kubernetes Secrets, and the Secret's name; the key is the variable's own name.
 # Every reference is optional: a cluster with instance roles has no such Secret.
@@ -53,20 +56,13 @@ class JobSpec:
     `run_id`              the pipeline run; every job of a run carries it as a label and is swept up by it
     `module`, `arguments` what runs: `python -m module arguments…`, under torchrun where there are several processes
     `environment`         plain variables; a secret is refused here, see `secrets`
-    `num_nodes`           machines; more than one only on a cluster
-    `processes_per_node`  one for each GPU, or any number on CPU
-    `gpus_per_node`       0 runs on CPU
     `image`               what a pod runs in; ignored on this machine
-    `cpu`, `memory`       Kubernetes quantities for each node, requested and limiting; ignored on this machine
+    `processes_per_node`  one for each GPU, or any number on CPU
     `kind`                which resource of a cluster it becomes: pytorchjob or trainjob
-    `namespace`           empty takes the launching pod's own
-    `timeout_seconds`     for the whole job, waiting for a free node included
-    `queue_timeout_seconds`  until all nodes run; 0 for no limit of its own
-    `stall_timeout_seconds`  without a new line in its log; 0 for no limit
-    `max_restarts`        how often the whole job is run again after a failure that may pass
-    `on_eviction`         what becomes of the job when the pod that follows it is evicted: keep or delete
     `status_uri`          gets each node's last word as `node-N.json`; on a cluster only
     `secrets`             variable → name of the Kubernetes Secret that holds it under the same key
+
+    All others are settings of the configuration's `job` section, described there.
     """
 
     name: str
@@ -74,21 +70,34 @@ class JobSpec:
     module: str
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    image: str = ""
+    kind: str = "pytorchjob"
+    status_uri: str = ""
+    secrets: Mapping[str, str] = field(default_factory=lambda: dict(SECRETS))
     num_nodes: int = 1
     processes_per_node: int = 1
     gpus_per_node: int = 0
-    image: str = ""
     cpu: str = "2"
     memory: str = "6Gi"
-    kind: str = "pytorchjob"
+    shared_memory: str = ""
+    ephemeral_storage: str = ""
+    resources: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, str], ...] = ()
+    priority_class: str = ""
+    queue: str = ""
+    service_account: str = ""
+    image_pull_secrets: tuple[str, ...] = ()
+    cache_claim: str = ""
     namespace: str = ""
+    grace_seconds: int = 120
     timeout_seconds: int = 172_800
     queue_timeout_seconds: int = 0
     stall_timeout_seconds: int = 0
     max_restarts: int = 0
     on_eviction: Literal["keep", "delete"] = "keep"
-    status_uri: str = ""
-    secrets: Mapping[str, str] = field(default_factory=lambda: dict(SECRETS))
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.name) > NAME_LIMIT or not _NAME.fullmatch(self.name):
@@ -100,20 +109,17 @@ class JobSpec:
                 raise ConfigurationError(f"job {self.name}: {key} is {getattr(self, key)}, it must be 1 or more")
 
     @classmethod
-    def from_config(cls, name: str, run_id: str, module: str, job: Job, **more: object) -> JobSpec:
-        """The spec that the configuration's `job` section asks for; `more` is any other field."""
-        return cls(
-            name=name,
-            run_id=run_id,
-            module=module,
-            num_nodes=job.num_nodes,
-            processes_per_node=job.processes_per_node or job.gpus_per_node or 1,
-            gpus_per_node=job.gpus_per_node,
-            cpu=job.cpu,
-            memory=job.memory,
-            timeout_seconds=job.timeout_seconds,
-            **more,  # type: ignore[arg-type]
-        )
+    def from_config(cls, name: str, run_id: str, module: str, job: Job, **more: Any) -> JobSpec:
+        """The spec that the configuration's `job` section asks for; `more` is any field, and wins over the section."""
+        section = {key: getattr(job, key) for key in type(job).model_fields if key != "launcher"}
+        section |= {
+            "processes_per_node": job.processes_per_node or job.gpus_per_node or 1,
+            "tolerations": tuple(toleration.as_dict() for toleration in job.tolerations),
+            "secrets": {**SECRETS, **job.secrets},
+            "environment": {**job.environment, **more.pop("environment", {})},
+            "kind": job.launcher if job.launcher in KINDS else KINDS[0],
+        }
+        return cls(name=name, run_id=run_id, module=module, **section | more)
 
     @property
     def total_processes(self) -> int:

@@ -16,7 +16,7 @@ from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.contract.layout import key_of
 from vqa_grpo.steps.data_plan import DataPlan, open_source
 from vqa_grpo.steps.shared import check_run_id
-from vqa_grpo.steps.train import reward_options
+from vqa_grpo.steps.train import reward_options, training_job
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import normalise
 
@@ -66,7 +66,16 @@ def checked(config: str, settings: list[str]) -> RunConfig:
     run = configuration.load(config, settings)
     _check_rewards(run)
     _check_metrics(run)
+    _check_job(run)
     return _self_contained(run)
+
+
+def _check_job(run: RunConfig) -> None:
+    """Build the job as a cluster would get it, so that what its kind cannot do is said before anything is converted."""
+    from vqa_grpo.jobs.kind import kind_named
+
+    job = training_job(run, "check", "s3://bucket", "s3://bucket/data", run.model.base, "image")
+    kind_named(job.kind).build_manifest(job)
 
 
 def _self_contained(run: RunConfig) -> RunConfig:

@@ -33,7 +33,7 @@ def train_model(config: str, run_id: str, root: str, dataset_uri: str, base: str
 
     def build(folder: Path) -> dict[str, Any]:
         if not publish.is_published(model_uri):
-            launch_training(run, run_id, model_uri, dataset_uri, base, image)
+            launch_training(run, run_id, root, dataset_uri, base, image)
         model = publish.get(model_uri)
         facts = json.loads(open_store(model.root).read("training.json") or b"{}")
         return {"model_uri": model_uri, "digest": model.digest, "steps": facts["steps"], "base": base}
@@ -107,14 +107,20 @@ def reward_options(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def training_job(run: RunConfig, run_id: str, arguments: list[str], image: str, status_uri: str = "") -> Any:
-    """The job that trains: what `train` launches and `render-job` prints."""
+def training_job(
+    run: RunConfig, run_id: str, root: str, dataset_uri: str, base: str, image: str, output: str = POD_OUTPUT
+) -> Any:
+    """The job that trains: what `train` launches and `render-job` prints. `output` is a folder of each node's own.
+
+    The same in every attempt, for a retried step recognises its job by what it runs.
+    """
     from vqa_grpo.jobs import JobSpec, job_name
 
+    uris = {name: step_uri(root, run_id, name) for name in ("model", "checkpoints", "status")}
     more = {
-        "arguments": tuple(arguments),
+        "arguments": tuple(training_arguments(run, dataset_uri, base, output, uris["model"], uris["checkpoints"])),
         "image": image,
-        "status_uri": status_uri,
+        "status_uri": uris["status"],
         "environment": mlflow_environment(run, run_id),
     }
     return JobSpec.from_config(job_name(run_id), run_id, "vqa_grpo.training", run.job, **more)
@@ -141,23 +147,15 @@ def open_mlflow_run(run: RunConfig, run_id: str) -> None:
         announce("train", "without a parent run", why=str(error))
 
 
-def launch_training(run: RunConfig, run_id: str, model_uri: str, dataset_uri: str, base: str, image: str) -> None:
+def launch_training(run: RunConfig, run_id: str, root: str, dataset_uri: str, base: str, image: str) -> None:
     from vqa_grpo import jobs
 
-    run_folder = model_uri.rpartition("/")[0]
-    checkpoint_uri = f"{run_folder}/checkpoints"
     open_mlflow_run(run, run_id)
-
-    def launch(output: str) -> None:
-        arguments = training_arguments(run, dataset_uri, base, output, model_uri, checkpoint_uri)
-        jobs.launch(training_job(run, run_id, arguments, image, f"{run_folder}/status"), run.job.launcher)
-
     if jobs.place(run.job.launcher) == "local":
         with publish.scratch(work()) as output:
-            launch(str(output))
+            jobs.launch(training_job(run, run_id, root, dataset_uri, base, image, str(output)), "local")
     else:
-        # The same in every attempt: a retried step recognises its job by what it runs.
-        launch(POD_OUTPUT)
+        jobs.launch(training_job(run, run_id, root, dataset_uri, base, image), run.job.launcher)
 
 
 def _option(key: str, value: Any) -> list[str]:
