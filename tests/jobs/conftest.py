@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent))  # scripted.py, the cluster that several of these tests share
 
-from crd import FILES, strict  # noqa: E402
+from crd import FILES, strict
 
 
 @pytest.fixture(scope="session")
