@@ -113,7 +113,7 @@ class Data(Section):
 class Model(Section):
     """What is trained, and how it is asked."""
 
-    base: str = Field("builtin:tiny", description="builtin:tiny, a local folder, s3://…, or a hub name")
+    base: str = Field("builtin:tiny", description="builtin:tiny, a local folder, s3://…, or a hub name[@revision]")
     recipe: Literal["full", "quick", "micro"] = Field("full", description="how long builtin:tiny is warm-started")
     prompt: str = Field("vqa", description="a shipped template (vqa, short) or a file with {USER_INSTRUCTION}")
     min_pixels: Positive = Field(3136, description="pictures are scaled up to at least this many pixels")
@@ -123,8 +123,6 @@ class Model(Section):
     def _possible(self) -> Model:
         if self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
-        if self.base.startswith(("/", ".", "~")) and not Path(self.base).expanduser().is_dir():
-            raise ValueError(f"base {self.base!r} is no folder here")
         return self
 
 
@@ -259,6 +257,8 @@ class Registry(Section):
         return self
 
 
+CACHE = "/cache"  # where pods have job.cache_claim
+
 # Kubernetes' own rules for names and amounts, so that what is wrong is said before anything starts.
 _NAME = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -324,7 +324,7 @@ class Job(Section):
     service_account: ObjectName = Field("", description="of the pods; empty takes the namespace's default")
     image_pull_secrets: tuple[ObjectName, ...] = ()
     cache_claim: ObjectName = Field(
-        "", description="a PersistentVolumeClaim that keeps base models and data between jobs; empty for none"
+        "", description="a PersistentVolumeClaim, mounted at /cache, that keeps base models and data between jobs"
     )
     namespace: ObjectName = Field("", description="empty takes the launching pod's own")
     grace_seconds: Annotated[int, Field(ge=30)] = Field(120, description="that a stopped pod has for a last checkpoint")
@@ -378,6 +378,14 @@ class RunConfig(Section):
                 "a URL in it holds a user name, password or token, and configurations are shown: "
                 "use the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _base_is_there(self) -> RunConfig:
+        base = self.model.base
+        in_claim = self.job.cache_claim and base.startswith(f"{CACHE}/")  # which the pods alone can see
+        if base.startswith(("/", ".", "~")) and not in_claim and not Path(base).expanduser().is_dir():
+            raise ValueError(f"model.base {base!r} is no folder here")
         return self
 
     @model_validator(mode="after")

@@ -174,9 +174,10 @@ def test_a_conversion_stopped_on_its_way_to_being_published_is_published_whole(r
     assert {split: len(list(read_records(folder, split))) for split in converted.splits} == converted.splits
 
 
-def test_a_base_model_is_a_hub_name_a_folder_or_a_published_place(resolve, tmp_path):
+def test_a_base_model_is_a_hub_name_a_folder_or_a_published_place(resolve, tmp_path, monkeypatch):
+    monkeypatch.setattr("vqa_grpo.steps.model.pinned", lambda name: f"{name}@0123abc")  # what the hub has now
     run = resolve("model.base=Qwen/Qwen2.5-VL-3B-Instruct")
-    assert steps.prepare_model(run.config, "", run.root).base == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert steps.prepare_model(run.config, "", run.root).base == "Qwen/Qwen2.5-VL-3B-Instruct@0123abc"
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("{}")
     here = steps.prepare_model(resolve(f"model.base={tmp_path / 'folder'}").config, "", run.root)
@@ -413,7 +414,7 @@ def evaluated(resolve, monkeypatch, tmp_path) -> Callable[[str], steps.Resolved]
     from vqa_grpo import registry
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
-    for owner, name in [(steps, "prepare_model"), (train, "launch_training"), (evaluate, "predict_to")]:
+    for owner, name in [(steps, "prepare_model"), (train, "launch_training"), (evaluate, "launch_evaluation")]:
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
     for name in ("record_run", "register"):
         monkeypatch.setattr(registry, name, getattr(registry, name))
