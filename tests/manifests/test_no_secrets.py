@@ -13,8 +13,9 @@ import pytest
 from checking import MANIFESTS, OVERLAYS, kustomize
 
 from vqa_grpo.jobs.spec import KINDS, SECRETS
+from vqa_grpo.steps.notice import URL
 
-CANARIES = {name: f"canary/{name.lower()}+{number}" for number, name in enumerate(SECRETS)}
+CANARIES = {name: f"canary/{name.lower()}+{number}" for number, name in enumerate([*SECRETS, URL])}
 
 
 def singing(text: str) -> list[str]:

@@ -30,6 +30,8 @@ from vqa_grpo.jobs import trainjob
 from vqa_grpo.jobs.kind import kind_named
 from vqa_grpo.jobs.pod import merged
 from vqa_grpo.jobs.spec import KINDS, SECRETS, SETTINGS, SETTINGS_MAP, JobSpec, job_name
+from vqa_grpo.pipelines.wiring import NOTIFY_SECRET
+from vqa_grpo.steps.notice import URL
 
 ROOT = MANIFESTS.parent
 SPEC = JobSpec(name=job_name("r"), run_id="r", module="m", image="i", num_nodes=2)
@@ -268,7 +270,7 @@ def test_the_external_secrets_are_the_ones_that_steps_and_jobs_refer_to(everythi
         assert thing["spec"]["target"]["name"] == thing["metadata"]["name"]
         found |= {entry["secretKey"]: thing["metadata"]["name"] for entry in thing["spec"]["data"]}
         assert all(entry["remoteRef"]["property"] == entry["secretKey"] for entry in thing["spec"]["data"])
-    assert found == SECRETS
+    assert found == SECRETS | {URL: NOTIFY_SECRET}
 
 
 def test_only_the_dev_overlay_holds_secrets(rendered: list[dict[str, Any]]) -> None:
