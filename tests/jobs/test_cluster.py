@@ -369,13 +369,22 @@ def test_a_job_that_takes_too_long_is_deleted() -> None:
     assert fake.now == SPEC.timeout_seconds
 
 
-def test_time_counts_from_the_first_attempt_whoever_launched_it() -> None:
+def test_the_time_of_all_attempts_counts_whoever_launched_them() -> None:
     fake = FakeCluster(RUNNING)
-    fake.now = 3000.0
-    fake.store(SPEC, FAILED, created=100.0)
-    fake.store(SPEC.next_attempt(), RUNNING, created=2000.0)
-    verdict(fake)
-    assert fake.now == 3700
+    fake.now = 100_000.0
+    fake.store(SPEC, FAILED, created=1000.0, ended=2000.0)
+    fake.store(SPEC.next_attempt(), RUNNING, created=99_500.0)
+    assert "timeout_seconds" in str(verdict(fake))
+    assert fake.now == 100_000 + SPEC.timeout_seconds - 1000 - 500
+
+
+def test_a_job_that_is_gone_when_its_time_is_up_is_deleted_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(name: str, urgent: bool = False) -> None:
+        raise ApiError(404, "not found")
+
+    fake = FakeCluster(RUNNING)
+    monkeypatch.setattr(fake, "delete", gone)
+    assert verdict(fake).reason is FailureReason.CANCELLED
 
 
 def test_a_job_that_never_gets_its_nodes_is_deleted_with_what_it_waited_for() -> None:
@@ -558,11 +567,40 @@ def test_in_doubt_the_job_is_deleted(in_kfp: FakeCluster, monkeypatch: pytest.Mo
     assert not in_kfp.stored
 
 
-def test_a_run_that_is_called_off_is_noticed_without_a_signal(in_kfp: FakeCluster) -> None:
+@pytest.mark.parametrize("how", ["terminated", "deleted"])
+def test_a_run_that_is_called_off_is_noticed_without_a_signal(in_kfp: FakeCluster, how: str) -> None:
     def stop() -> None:
-        in_kfp.workflows["w"]["spec"]["activeDeadlineSeconds"] = 0
+        if how == "deleted":
+            in_kfp.workflows.clear()
+        else:
+            in_kfp.workflows["w"]["spec"]["activeDeadlineSeconds"] = 0
 
     in_kfp.on_sleep = stop
     assert verdict(in_kfp).reason is FailureReason.CANCELLED
     assert in_kfp.deleted == [NAME]
     assert in_kfp.now < 60
+
+
+def test_a_launcher_that_may_not_read_workflows_follows_its_job_all_the_same(
+    in_kfp: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(name: str, urgent: bool = False) -> dict[str, Any]:
+        raise ApiError(403, "forbidden")
+
+    monkeypatch.setattr(in_kfp, "workflow", forbidden)
+    in_kfp.scripts = [[*[RUNNING] * 30, SUCCEEDED]]
+    in_kfp.run()
+    assert capsys.readouterr().out.count("workflow w cannot be read") == 1
+
+
+def test_pods_that_cannot_be_listed_at_first_still_give_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = failing(failed_pod(MASTER, 65))
+    pods, trouble = fake.pods, [ApiError(503)] * 5
+
+    def flaky(selector: str) -> list[dict[str, Any]]:
+        if trouble:
+            raise trouble.pop()
+        return pods(selector)
+
+    monkeypatch.setattr(fake, "pods", flaky)
+    assert verdict(fake).reason is FailureReason.DATA
