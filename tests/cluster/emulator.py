@@ -152,6 +152,10 @@ class Cluster(kmock.KubernetesEmulator):
     def log(self, pod: str) -> Log:
         return self.logs.setdefault(pod, Log())
 
+    def history(self) -> list[Any]:
+        """Every version of every object, those that were deleted since included."""
+        return self.do(lambda: [version.raw for thing in self.objects.values() for version in thing.history if version])
+
     @property
     def created(self) -> list[str]:
         """The names of the jobs that were made, in order, those that were deleted since included."""

@@ -94,41 +94,40 @@ class Kubelet:
     ) -> None:
         self._cluster, self._network, self._folder = cluster, network, folder
         self._image, self._secrets = image, secrets
-        self.containers: dict[str, Container] = {}  # by pod
+        self.containers: dict[str, Container] = {}  # by their pods' uids
         self._lost: set[str] = set()
 
     def step(self, pod: dict[str, Any]) -> None:
-        name = pod["metadata"]["name"]
+        uid = pod["metadata"]["uid"]
         if pod["status"]["phase"] in FINISHED:
             return
-        container = self.containers.get(name)
+        container = self.containers.get(uid)
         if container is None:
             node = node_of(pod)
             if any(other.node == node and other.code is None for other in self.containers.values()):
                 return  # Pending, until there is room
-            self.containers[name] = self._start(pod, node)
+            self.containers[uid] = self._start(pod, node)
             state = {"running": {"startedAt": now()}}
             statuses = [{"name": pod["spec"]["containers"][0]["name"], "ready": True, "state": state}]
-            pod["spec"]["nodeName"] = self._network.spaces[node]
             pod["status"] = {"phase": "Running", "startTime": now(), "containerStatuses": statuses}
         elif (code := container.code) is not None:
             pod["status"] = terminated(pod, code, container.message if code else "")
-            if name in self._lost:
+            if uid in self._lost:
                 message = "Pod was terminated in response to imminent node shutdown."
                 condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
                 pod["status"] |= {"reason": "Terminated", "message": message, "conditions": [condition]}
 
     def stop(self, pod: dict[str, Any]) -> bool:
-        container = self.containers.get(pod["metadata"]["name"])
+        container = self.containers.get(pod["metadata"]["uid"])
         if container is None:
             return True
         container.stop(min(GRACE_LIMIT, pod["spec"].get("terminationGracePeriodSeconds", 30)))
         return container.code is not None
 
-    def lose(self, pod: str) -> None:
+    def lose(self, pod: Mapping[str, Any]) -> None:
         """The pod's node goes away, with whatever runs there."""
-        self._lost.add(pod)
-        self.containers[pod].kill()
+        self._lost.add(pod["metadata"]["uid"])
+        self.containers[pod["metadata"]["uid"]].kill()
 
     def close(self) -> None:
         for container in self.containers.values():
@@ -139,7 +138,7 @@ class Kubelet:
         environment = self._image.environment() | self._variables(pod, spec)
         master = environment["MASTER_ADDR"]
         addresses = {master: _address_of_master(pod, node), pod["metadata"]["name"]: ADDRESSES[node]}
-        folder = self._folder / pod["metadata"]["name"]
+        folder = self._folder / f"{pod['metadata']['name']}-{pod['metadata']['uid']}"
         (folder / "tmp" / "home").mkdir(parents=True)
         (folder / "dev").mkdir()
         for place, source in self._image.folders.items():

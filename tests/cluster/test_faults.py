@@ -104,6 +104,7 @@ def once(at: int, status: int, happens: bool) -> Callable[[Call], Trouble | None
     return trouble
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("status", "happens"), TROUBLES)
 def test_a_call_that_fails_once_changes_nothing_whichever_it_is(
     cluster: Cluster, capsys: pytest.CaptureFixture[str], status: int, happens: bool

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from crd import FILES, strict  # noqa: E402
+from crd import FILES, strict
 
 
 @pytest.fixture(scope="session")
