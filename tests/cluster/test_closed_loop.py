@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from running import SMALL, processes_of
 
 from vqa_grpo.jobs import job_name
 from vqa_grpo.storage import embedded, publish
-from vqa_grpo.storage.store import _client
+from vqa_grpo.storage.store import _client, open_store
 from vqa_grpo.training.checkpoints import published_parts
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
