@@ -558,11 +558,40 @@ def test_in_doubt_the_job_is_deleted(in_kfp: FakeCluster, monkeypatch: pytest.Mo
     assert not in_kfp.stored
 
 
-def test_a_run_that_is_called_off_is_noticed_without_a_signal(in_kfp: FakeCluster) -> None:
+@pytest.mark.parametrize("how", ["terminated", "deleted"])
+def test_a_run_that_is_called_off_is_noticed_without_a_signal(in_kfp: FakeCluster, how: str) -> None:
     def stop() -> None:
-        in_kfp.workflows["w"]["spec"]["activeDeadlineSeconds"] = 0
+        if how == "deleted":
+            in_kfp.workflows.clear()
+        else:
+            in_kfp.workflows["w"]["spec"]["activeDeadlineSeconds"] = 0
 
     in_kfp.on_sleep = stop
     assert verdict(in_kfp).reason is FailureReason.CANCELLED
     assert in_kfp.deleted == [NAME]
     assert in_kfp.now < 60
+
+
+def test_a_launcher_that_may_not_read_workflows_follows_its_job_all_the_same(
+    in_kfp: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(name: str, urgent: bool = False) -> dict[str, Any]:
+        raise ApiError(403, "forbidden")
+
+    monkeypatch.setattr(in_kfp, "workflow", forbidden)
+    in_kfp.scripts = [[*[RUNNING] * 30, SUCCEEDED]]
+    in_kfp.run()
+    assert capsys.readouterr().out.count("workflow w cannot be read") == 1
+
+
+def test_pods_that_cannot_be_listed_at_first_still_give_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = failing(failed_pod(MASTER, 65))
+    pods, trouble = fake.pods, [ApiError(503)] * 5
+
+    def flaky(selector: str) -> list[dict[str, Any]]:
+        if trouble:
+            raise trouble.pop()
+        return pods(selector)
+
+    monkeypatch.setattr(fake, "pods", flaky)
+    assert verdict(fake).reason is FailureReason.DATA

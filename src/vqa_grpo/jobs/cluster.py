@@ -200,7 +200,7 @@ class _ClusterJob:
         while True:
             state = self._kind.state(self._get())
             self._announce(state)
-            pods = self._pods()
+            pods = self._pods(patiently=state.finished)
             self._follow_log(pods)
             if state.finished:
                 self._log.finish(self._sleep)
@@ -222,12 +222,15 @@ class _ClusterJob:
             raise JobError(f"job {name} is deleted: its pipeline run was stopped", FailureReason.CANCELLED)
         raise JobError(f"job {name} was deleted behind our back", FailureReason.RETRY)
 
-    def _pods(self) -> list[dict[str, Any]]:
+    def _pods(self, patiently: bool = False) -> list[dict[str, Any]]:
+        name, selector = self.spec.name, self._kind.pod_selector(self.spec.name)
         try:
-            return self._api.pods(self._kind.pod_selector(self.spec.name))
+            if patiently:
+                return self._patiently(lambda: self._api.pods(selector), f"list the pods of job {name}")
+            return self._api.pods(selector)
         except ApiError as error:
             if not error.transient:
-                self._once(f"pods of job {self.spec.name} cannot be listed: {error}")
+                self._once(f"pods of job {name} cannot be listed: {error}")
             return []
 
     def _follow_log(self, pods: Sequence[Mapping[str, Any]]) -> None:
@@ -301,13 +304,8 @@ class _ClusterJob:
     def _ended(self) -> list[Ended]:
         """The pods that ended badly. Where their peers ended first, the one at fault gets a moment to end too."""
         until = self._clock() + _SETTLE_SECONDS
-        selector = self._kind.pod_selector(self.spec.name)
         while True:
-            try:
-                pods = self._patiently(lambda: self._api.pods(selector), f"list the pods of job {self.spec.name}")
-            except ApiError as error:
-                self._once(f"pods of job {self.spec.name} cannot be listed: {error}")
-                return []
+            pods = self._pods(patiently=True)
             ended = [found for pod in pods if (found := outcome.ended_badly(pod, self._kind.container))]
             on_their_way = any((pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed") for pod in pods)
             if outcome.is_clear(ended) or not on_their_way or self._clock() >= until:
@@ -390,7 +388,7 @@ class _ClusterJob:
         if error.status == 404:
             return ConfigurationError(f"no {jobs} in {place} ({error}): install {self._kind.operator}")
         if error.status in (400, 422):
-            return ConfigurationError(f"job {spec.name} was refused: {' '.join(str(error).split())}")
+            return ConfigurationError(f"job {spec.name} was refused: {error}")
         return JobError(f"job {spec.name}: {error}", FailureReason.INTERNAL)
 
     def _announce(self, state: JobState) -> None:

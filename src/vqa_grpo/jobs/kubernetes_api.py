@@ -28,7 +28,7 @@ class ApiError(Exception):
     """
 
     def __init__(self, status: int, message: str = "", retry_after: float | None = None) -> None:
-        super().__init__(f"{status} {message}".strip())
+        super().__init__(" ".join(f"{status} {message}".split()))
         self.status = status
         self.retry_after = retry_after
 

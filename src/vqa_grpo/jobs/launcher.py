@@ -43,7 +43,6 @@ class Launcher:
     def __init__(self, api: ClusterApi, say: Callable[[str], None], pod: str = "") -> None:
         self._api, self._say, self._pod = api, say, pod
         self._workflow = ""
-        self._over = False
         self.owner: dict[str, Any] | None = None
 
     def introduce(self, patiently: Patience) -> None:
@@ -66,23 +65,22 @@ class Launcher:
         self.owner = {**owner, "controller": False, "blockOwnerDeletion": False}
 
     def called_off(self) -> bool:
-        """Whether the pipeline run was called off, as far as can be said; it is never called off where nobody knows."""
-        if self._workflow and not self._over:
-            try:
-                self._over = is_over(self._api.workflow(self._workflow))
-            except ApiError as error:
-                self._over = error.status == 404
-                if not error.transient and not self._over:
-                    self._say(
-                        f"workflow {self._workflow} cannot be read ({error}): a launcher that is evicted will "
-                        "delete its job"
-                    )
-                    self._workflow = ""
-        return self._over
+        """Whether the pipeline run was called off; where nobody knows, it was not."""
+        if not self._workflow:
+            return False
+        try:
+            return is_over(self._api.workflow(self._workflow))
+        except ApiError as error:
+            if error.status != 404 and not error.transient:
+                self._say(
+                    f"workflow {self._workflow} cannot be read ({error}): an eviction of this pod will delete the job"
+                )
+                self._workflow = ""
+            return error.status == 404
 
     def only_evicted(self) -> bool:
         """Whether our pod has to go while its run goes on. In doubt, and when the answer takes long, it is not so."""
-        if not self._workflow or self._over:
+        if not self._workflow:
             return False
         try:
             pod = self._api.pod(self._pod, urgent=True)
