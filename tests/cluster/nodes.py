@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 from emulator import Cluster, Log, now
-from fake_operator import FINISHED, terminated
+from fake_operator import FINISHED, attempt_of, rank_of, terminated
 from network import ADDRESSES, Network
 
 GRACE_LIMIT = 30.0  # seconds: no test waits as long as a job may take for its last checkpoint
@@ -136,8 +136,8 @@ class Kubelet:
     def _start(self, pod: Mapping[str, Any], node: int) -> Container:
         (spec,) = pod["spec"]["containers"]
         environment = self._image.environment() | self._variables(pod, spec)
-        master = environment["MASTER_ADDR"]
-        addresses = {master: _address_of_master(pod, node), pod["metadata"]["name"]: ADDRESSES[node]}
+        master = ADDRESSES[1 - node if rank_of(pod) else node]
+        addresses = {environment["PET_MASTER_ADDR"]: master, pod["metadata"]["name"]: ADDRESSES[node]}
         folder = self._folder / f"{pod['metadata']['name']}-{pod['metadata']['uid']}"
         (folder / "tmp" / "home").mkdir(parents=True)
         (folder / "dev").mkdir()
@@ -173,14 +173,7 @@ class Kubelet:
 
 def node_of(pod: Mapping[str, Any]) -> int:
     """The master's is 0 and the worker's 1 in the first attempt, the other way around in the next, and so on."""
-    attempt = pod["metadata"]["ownerReferences"][0]["name"].rpartition("-a")[2]
-    is_worker = pod["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "worker"
-    return (int(attempt) + is_worker) % len(ADDRESSES)
-
-
-def _address_of_master(pod: Mapping[str, Any], node: int) -> str:
-    is_worker = pod["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "worker"
-    return ADDRESSES[1 - node if is_worker else node]
+    return (rank_of(pod) + attempt_of(pod)) % len(ADDRESSES)
 
 
 @dataclass
