@@ -48,13 +48,17 @@ class FakeCluster:
     def run(self, spec: JobSpec = SPEC) -> None:
         cluster.run(spec, self, sleep=self.sleep, clock=lambda: self.now)
 
-    def store(self, spec: JobSpec = SPEC, *conditions: str, created: float | None = None) -> dict[str, Any]:
+    def store(
+        self, spec: JobSpec = SPEC, *conditions: str, created: float | None = None, ended: float | None = None
+    ) -> dict[str, Any]:
         """A job that was there before; without conditions it goes through the script."""
         job = KIND.build_manifest(spec)
         if conditions:
             job["status"] = {"conditions": [condition(kind) for kind in conditions]}
         if created is not None:
             job["metadata"]["creationTimestamp"] = datetime.fromtimestamp(created, UTC).isoformat()
+        if ended is not None:
+            job["status"]["conditions"][-1]["lastTransitionTime"] = datetime.fromtimestamp(ended, UTC).isoformat()
         self.stored[spec.name] = job
         return job
 

@@ -369,13 +369,22 @@ def test_a_job_that_takes_too_long_is_deleted() -> None:
     assert fake.now == SPEC.timeout_seconds
 
 
-def test_time_counts_from_the_first_attempt_whoever_launched_it() -> None:
+def test_the_time_of_all_attempts_counts_whoever_launched_them() -> None:
     fake = FakeCluster(RUNNING)
-    fake.now = 3000.0
-    fake.store(SPEC, FAILED, created=100.0)
-    fake.store(SPEC.next_attempt(), RUNNING, created=2000.0)
-    verdict(fake)
-    assert fake.now == 3700
+    fake.now = 100_000.0
+    fake.store(SPEC, FAILED, created=1000.0, ended=2000.0)
+    fake.store(SPEC.next_attempt(), RUNNING, created=99_500.0)
+    assert "timeout_seconds" in str(verdict(fake))
+    assert fake.now == 100_000 + SPEC.timeout_seconds - 1000 - 500
+
+
+def test_a_job_that_is_gone_when_its_time_is_up_is_deleted_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(name: str, urgent: bool = False) -> None:
+        raise ApiError(404, "not found")
+
+    fake = FakeCluster(RUNNING)
+    monkeypatch.setattr(fake, "delete", gone)
+    assert verdict(fake).reason is FailureReason.CANCELLED
 
 
 def test_a_job_that_never_gets_its_nodes_is_deleted_with_what_it_waited_for() -> None:

@@ -107,16 +107,24 @@ class _ClusterJob:
     def introduce(self) -> None:
         """Find out who we are, and which attempt at this job was the last; time to live may have removed the first."""
         self._launcher.introduce(self._patiently)
-        stem, attempt = _attempt(self.spec.name)
-        if attempt is None:
+        stem, _ = _attempt(self.spec.name)
+        if not stem:
             return
         selector = f"{RUN_LABEL}={run_label(self.spec.run_id)}"
-        found = self._asked(lambda: self._api.jobs(selector), "list the jobs of this run")
-        attempts = {_attempt(job["metadata"]["name"]): job for job in found}
-        ours = {at: job for (name, at), job in attempts.items() if name == stem and at is not None}
-        if ours:
-            self.spec = replace(self.spec, name=f"{stem}-a{max(ours)}")
-            self._since.began = min(_created(job, self._since.began) for job in ours.values())
+        try:
+            found = self._patiently(lambda: self._api.jobs(selector), "list the jobs of this run")
+        except ApiError as error:
+            raise self._refused(error) from error
+        attempts = {at: job for job in found for name, at in [_attempt(job["metadata"]["name"])] if name == stem}
+        if attempts:
+            self.spec = replace(self.spec, name=f"{stem}-a{max(attempts)}")
+            self._since.began -= sum(self._seconds(job) for job in attempts.values())
+
+    def _seconds(self, job: Mapping[str, Any]) -> float:
+        """How long a job has run; what passed after its end, until somebody tried again, is not its time."""
+        now, state = self._clock(), self._kind.state(job)
+        ends = [_at(condition.since, now) for condition in state.conditions] if state.finished else [now]
+        return max(0.0, max(ends) - _at(job["metadata"].get("creationTimestamp"), now))
 
     def submit(self) -> None:
         self._since.queued = self._clock()
@@ -147,7 +155,8 @@ class _ClusterJob:
             found = self._patiently(lambda: self._api.get(name), f"get job {name}")
         except ApiError as error:
             if error.status == 404:
-                return False  # it went between the two calls
+                self._pause(1.0)  # it went between the two calls
+                return False
             raise self._refused(error) from error
         metadata = found["metadata"]
         if metadata.get("deletionTimestamp"):
@@ -165,7 +174,7 @@ class _ClusterJob:
             self._next_after(self._verdict(state), name)
             return False
         self._ours = self._adopted = True
-        self._since.queued = _created(found, self._clock())
+        self._since.queued = _at(metadata.get("creationTimestamp"), self._clock())
         _say(f"job {name} is there already; following it")
         return True
 
@@ -182,8 +191,8 @@ class _ClusterJob:
 
         The attempt is part of the job's name, so a launcher that comes later counts on from there.
         """
-        _, attempt = _attempt(self.spec.name)
-        if attempt is None or not outcome.restartable(failure.reason):
+        stem, attempt = _attempt(self.spec.name)
+        if not stem or not outcome.restartable(failure.reason):
             raise failure
         if attempt >= self.spec.max_restarts:
             raise JobError(f"{failure} (restarted {attempt} times)", failure.reason) if attempt else failure
@@ -200,7 +209,7 @@ class _ClusterJob:
         while True:
             state = self._kind.state(self._get())
             self._announce(state)
-            pods = self._pods(patiently=state.finished)
+            pods = self._pods()
             self._follow_log(pods)
             if state.finished:
                 self._log.finish(self._sleep)
@@ -222,15 +231,12 @@ class _ClusterJob:
             raise JobError(f"job {name} is deleted: its pipeline run was stopped", FailureReason.CANCELLED)
         raise JobError(f"job {name} was deleted behind our back", FailureReason.RETRY)
 
-    def _pods(self, patiently: bool = False) -> list[dict[str, Any]]:
+    def _pods(self) -> list[dict[str, Any]]:
         name, selector = self.spec.name, self._kind.pod_selector(self.spec.name)
         try:
-            if patiently:
-                return self._patiently(lambda: self._api.pods(selector), f"list the pods of job {name}")
-            return self._api.pods(selector)
+            return self._patiently(lambda: self._api.pods(selector), f"list the pods of job {name}")
         except ApiError as error:
-            if not error.transient:
-                self._once(f"pods of job {name} cannot be listed: {error}")
+            self._once(f"pods of job {name} cannot be listed: {error}")
             return []
 
     def _follow_log(self, pods: Sequence[Mapping[str, Any]]) -> None:
@@ -284,9 +290,13 @@ class _ClusterJob:
             raise late
 
     def _delete(self) -> None:
-        if self._ours:
+        if not self._ours:
+            return
+        try:
             with missing_is_fine():
-                self._asked(lambda: self._api.delete(self.spec.name), f"delete job {self.spec.name}")
+                self._patiently(lambda: self._api.delete(self.spec.name), f"delete job {self.spec.name}")
+        except ApiError as error:
+            raise self._refused(error) from error
 
     # --- the verdict ----------------------------------------------------------------------------------------------
 
@@ -305,7 +315,7 @@ class _ClusterJob:
         """The pods that ended badly. Where their peers ended first, the one at fault gets a moment to end too."""
         until = self._clock() + _SETTLE_SECONDS
         while True:
-            pods = self._pods(patiently=True)
+            pods = self._pods()
             ended = [found for pod in pods if (found := outcome.ended_badly(pod, self._kind.container))]
             on_their_way = any((pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed") for pod in pods)
             if outcome.is_clear(ended) or not on_their_way or self._clock() >= until:
@@ -372,13 +382,6 @@ class _ClusterJob:
             self._log.drain()
             self._given_sleep(seconds)
 
-    def _asked(self, call: Callable[[], Any], what: str) -> Any:
-        """The answer to a call that nothing can go on without."""
-        try:
-            return self._patiently(call, what)
-        except ApiError as error:
-            raise self._refused(error) from error
-
     def _refused(self, error: ApiError) -> StepError:
         """An answer that no retry will change, in words."""
         jobs, spec = f"{self._kind.title}s", self.spec
@@ -407,16 +410,16 @@ class _ClusterJob:
             _say(text)
 
 
-def _attempt(name: str) -> tuple[str, int | None]:
-    """A job's name without its attempt, and the attempt; None where the name has none."""
+def _attempt(name: str) -> tuple[str, int]:
+    """A job's name without its attempt, and the attempt; no stem where the name is not one of job_name's."""
     found = re.fullmatch(r"(.+)-a(\d+)", name)
-    return (found[1], int(found[2])) if found else (name, None)
+    return (found[1], int(found[2])) if found else ("", 0)
 
 
-def _created(job: Mapping[str, Any], otherwise: float) -> float:
+def _at(time_stamp: str | None, otherwise: float) -> float:
     try:
-        return datetime.fromisoformat(job["metadata"]["creationTimestamp"]).timestamp()
-    except (KeyError, ValueError):
+        return datetime.fromisoformat(time_stamp or "").timestamp()
+    except ValueError:
         return otherwise
 
 
