@@ -62,6 +62,9 @@ class Operator:
             return
         if not pods:
             pods = pods_of(plural, job)
+            there = {pod["metadata"]["name"] for pod in self._pods()}
+            if there & {pod["metadata"]["name"] for pod in pods}:
+                return  # those of a job of this name that was deleted have to go first
             for pod in pods:
                 self._cluster.put("pods", pod)
         else:
@@ -258,7 +261,7 @@ def running(cluster: Cluster, pod: dict[str, Any]) -> None:
 def says(*lines: str) -> Step:
     def step(cluster: Cluster, pod: dict[str, Any]) -> None:
         for line in lines:
-            cluster.log(pod["metadata"]["name"]).add(line)
+            cluster.log(pod).add(line)
 
     return step
 
@@ -289,7 +292,7 @@ def exits(code: int = 0, message: str = "", reason: str = "") -> Step:
 
     def step(cluster: Cluster, pod: dict[str, Any]) -> None:
         pod["status"] = terminated(pod, code, message, reason)
-        cluster.log(pod["metadata"]["name"]).ended = True
+        cluster.log(pod).ended = True
 
     return step
 
@@ -354,7 +357,7 @@ class Script:
         """What its script has left is how it ends; a pod without an end of its own is gone at once."""
         script, at = self._script(pod), self.at.get(pod["metadata"]["uid"], 0)
         if _phase(pod) in FINISHED or at == len(script):
-            self.cluster.log(pod["metadata"]["name"]).ended = True
+            self.cluster.log(pod).ended = True
             return True
         self.step(pod)
         return False

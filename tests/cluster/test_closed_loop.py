@@ -197,9 +197,8 @@ def test_two_nodes_really_trained_under_zero(seen: Seen) -> None:
 
 def test_nothing_secret_is_in_a_manifest_a_log_or_storage(seen: Seen) -> None:
     places = {"the API's objects": json.dumps(seen.cluster.history()).encode()}
-    places |= {
-        f"log of {name}": "\n".join(text for _, text in log.lines).encode() for name, log in seen.cluster.logs.items()
-    }
+    for uid, log in seen.cluster.logs.items():
+        places[f"the log of {log.pod} {uid}"] = "\n".join(text for _, text in log.lines).encode()
     for path in seen.folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             places[str(path)] = path.read_bytes()
@@ -211,5 +210,5 @@ def test_nothing_secret_is_in_a_manifest_a_log_or_storage(seen: Seen) -> None:
 
 
 def logs(seen: Seen, pod: str) -> str:
-    lines = [text for name, log in seen.cluster.logs.items() if name.endswith(pod) for _, text in log.lines]
+    lines = [text for log in seen.cluster.logs.values() if log.pod.endswith(pod) for _, text in log.lines]
     return "\n".join(lines)

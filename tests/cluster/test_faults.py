@@ -25,13 +25,16 @@ from fake_operator import (
     exits,
     image_missing,
     pending,
+    pods_of,
     running,
     says,
+    terminated,
     unschedulable,
 )
 
 from vqa_grpo.contract.failure import FailureReason, StepError
 from vqa_grpo.contract.vitals import Failure
+from vqa_grpo.jobs.kind import kind_named
 from vqa_grpo.jobs.spec import KINDS, JobSpec, job_name
 from vqa_grpo.jobs.verdict import message
 
@@ -305,6 +308,34 @@ def test_a_job_deleted_behind_our_back_is_worth_a_retry(cluster: Cluster, steps:
     cluster.on_call = delete
     error = fails(operator, spec())
     assert (error.reason, "behind our back" in str(error)) == (FailureReason.RETRY, True)
+    assert cluster.created == names(0)
+
+
+def test_pods_that_linger_of_a_job_of_the_same_name_are_not_this_jobs(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after Terminate: the job is gone, its pods have their grace, and the run is started again."""
+    old = kind_named("pytorchjob").build_manifest(spec())
+    old["metadata"] |= {"uid": "old", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    left = pods_of("pytorchjobs", old)
+    for pod in left:
+        running(cluster, pod)
+        pod["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+        cluster.put("pods", pod)
+        cluster.log(pod).add("old words")
+
+    class Lingering(Script):
+        looks = 0
+
+        def stop(self, pod: dict[str, Any]) -> bool:
+            self.looks += 1
+            pod["status"] = terminated(pod, 78, "error: an old failure")
+            return self.looks > 40
+
+    operator = Operator(cluster, Lingering(cluster))
+    cluster.on_call = lambda call: operator.tick() if str(call) in ("get pytorchjobs", "list pods") else None
+    hasty.launch(spec())
+    assert "old words" not in capsys.readouterr().out
     assert cluster.created == names(0)
 
 
