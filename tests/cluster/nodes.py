@@ -142,7 +142,8 @@ class Kubelet:
         (folder / "tmp" / "home").mkdir(parents=True)
         (folder / "dev").mkdir()
         for place, source in self._image.folders.items():
-            shutil.copytree(source, folder / "tmp" / place)
+            # A lock may be held by somebody else at this moment, and nobody would take it off the copy.
+            shutil.copytree(source, folder / "tmp" / place, ignore=shutil.ignore_patterns("lock"))
         (folder / "termination-log").touch()
         hosts = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
         (folder / "hosts").write_text("\n".join(hosts) + "\n")
