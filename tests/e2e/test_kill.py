@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _check_storage(runs: Path, summary: dict[str, Any]) -> None:
             _client.cache_clear()
             root = f"s3://{embedded.BUCKET}"
             ready = [entry.name for entry in open_store(root).entries() if entry.name.endswith("/READY")]
-            beside = [name for name in ready if "/checkpoints/" in name or "/model-last/" in name]
+            beside = [name for name in ready if re.search("/(checkpoints|model-last|predictions)/", name)]
             # What is left: validate, convert, base model; train, model, evaluate, decide, register.
             assert len(ready) - len(beside) == 8
             for name in ready:

@@ -174,9 +174,10 @@ def test_a_conversion_stopped_on_its_way_to_being_published_is_published_whole(r
     assert {split: len(list(read_records(folder, split))) for split in converted.splits} == converted.splits
 
 
-def test_a_base_model_is_a_hub_name_a_folder_or_a_published_place(resolve, tmp_path):
+def test_a_base_model_is_a_hub_name_a_folder_or_a_published_place(resolve, tmp_path, monkeypatch):
+    monkeypatch.setattr("vqa_grpo.steps.model.pinned", lambda name: f"{name}@0123abc")  # what the hub has now
     run = resolve("model.base=Qwen/Qwen2.5-VL-3B-Instruct")
-    assert steps.prepare_model(run.config, "", run.root).base == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert steps.prepare_model(run.config, "", run.root).base == "Qwen/Qwen2.5-VL-3B-Instruct@0123abc"
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("{}")
     here = steps.prepare_model(resolve(f"model.base={tmp_path / 'folder'}").config, "", run.root)
@@ -313,6 +314,43 @@ def test_training_on_this_machine_writes_to_scratch_that_goes_with_it(resolve, l
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def test_evaluation_is_a_job_of_its_own_on_one_node_of_those_that_train(resolve, monkeypatch):
+    from vqa_grpo import jobs
+
+    found: list[Any] = []
+
+    def launch(spec: Any, launcher: str) -> None:
+        found.append((spec, launcher))
+        raise JobError("stopped", FailureReason.CANCELLED)
+
+    monkeypatch.setattr(jobs, "launch", launch)
+    shape = ("job.num_nodes=4", "job.gpus_per_node=8", "job.launcher=trainjob")
+    for settings in (shape, (*shape, "job.timeout_seconds=9")):
+        run = resolve(*settings, run_id="r")
+        with pytest.raises(JobError):
+            steps.evaluate_models(run.config, "r", run.root, "data", "base", "tuned", "trainer@sha256:0")
+    (first, launcher), (second, _) = found
+    assert (first.num_nodes, first.processes_per_node, first.image) == (1, 8, "trainer@sha256:0")
+    assert (first.module, launcher) == ("vqa_grpo.evaluation", "trainjob")
+    assert first.spec_hash == second.spec_hash  # more patience is no other job
+    train = steps.training_job(config_of(run.config), "r", run.root, "data", "base", "i")
+    assert first.name != train.name
+    assert (first.run_id, first.status_uri != train.status_uri) == (train.run_id, True)
+
+
+def test_predictions_that_are_there_are_scored_without_a_job_and_without_torch(evaluated, tmp_path, monkeypatch):
+    run = evaluated("o")
+    shutil.rmtree(Path(run.root) / "r" / "evaluate")
+    monkeypatch.setattr(evaluate, "launch_evaluation", broken)
+    uri = f"{run.root}/r/model"
+    again = steps.evaluate_models(run.config, "r", run.root, convert(run).dataset_uri, "base", uri)
+    assert again.metrics["tuned"]["accuracy"] == 1.0
+    rooms = ("ask", "compare", "present", "score")
+    code = f"import sys, datasets; from vqa_grpo.evaluation import {', '.join(rooms)}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -413,7 +451,7 @@ def evaluated(resolve, monkeypatch, tmp_path) -> Callable[[str], steps.Resolved]
     from vqa_grpo import registry
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
-    for owner, name in [(steps, "prepare_model"), (train, "launch_training"), (evaluate, "predict_to")]:
+    for owner, name in [(steps, "prepare_model"), (train, "launch_training"), (evaluate, "launch_evaluation")]:
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
     for name in ("record_run", "register"):
         monkeypatch.setattr(registry, name, getattr(registry, name))

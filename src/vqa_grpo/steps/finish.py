@@ -8,16 +8,18 @@ from typing import Any
 from vqa_grpo.contract.layout import step_uri
 from vqa_grpo.report.progress import announce
 from vqa_grpo.steps.data_plan import validation_uri
+from vqa_grpo.steps.notice import send_notice
 from vqa_grpo.steps.shared import TINY, UNRECORDED, check_run_id, found, result_of
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
 
 
-def finish_run(run_id: str, root: str, status: str) -> str:
-    """Write summary and report from what the run's steps published, and stop what is left of its jobs.
+def finish_run(run_id: str, root: str, status: str, said: str = "") -> str:
+    """Write summary and report from what the run's steps published, stop what is left of its jobs, tell of failures.
 
-    Runs after a failure too. Both files are derived from published results, so they may be written again. Returns
-    the report's HTML, empty for a run that was not evaluated.
+    Runs after a failure too; `status` and `said` are Kubeflow's words on how the run ended. Both files are derived
+    from published results, so they may be written again. Returns the report's HTML, empty for a run that was not
+    evaluated.
     """
     from vqa_grpo import jobs
     from vqa_grpo.report.summary import summarise
@@ -35,7 +37,11 @@ def finish_run(run_id: str, root: str, status: str) -> str:
         if report:
             store.write("report.html", report.encode())
     finally:
-        jobs.sweep(run_id)
+        try:
+            jobs.sweep(run_id)
+        finally:
+            if status != "SUCCEEDED":
+                send_notice(run_id, root, status, said)
     announce("finish", "finished")
     return report
 

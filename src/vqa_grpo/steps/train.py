@@ -12,7 +12,7 @@ from vqa_grpo.config import RunConfig
 from vqa_grpo.contract.failure import StepError
 from vqa_grpo.contract.layout import RUN_VARIABLE, step_uri
 from vqa_grpo.report.progress import announce
-from vqa_grpo.steps.shared import config_of, once, work
+from vqa_grpo.steps.shared import config_of, once
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
 
@@ -152,7 +152,7 @@ def launch_training(run: RunConfig, run_id: str, root: str, dataset_uri: str, ba
 
     open_mlflow_run(run, run_id)
     if jobs.place(run.job.launcher) == "local":
-        with publish.scratch(work()) as output:
+        with publish.scratch(publish.work_folder()) as output:
             jobs.launch(training_job(run, run_id, root, dataset_uri, base, image, str(output)), "local")
     else:
         jobs.launch(training_job(run, run_id, root, dataset_uri, base, image), run.job.launcher)

@@ -25,6 +25,7 @@ from vqa_grpo.contract.failure import (
     RetryError,
     StepError,
 )
+from vqa_grpo.models.source import local_model
 from vqa_grpo.storage.store import explain_os_error
 from vqa_grpo.training import checkpoints
 from vqa_grpo.training.arguments import Arguments, parse
@@ -62,7 +63,7 @@ def train(arguments: Arguments) -> Path:
 
     from vqa_grpo.training import policy, preflight
 
-    source = fetched(str(arguments.model.model_name_or_path), arguments)
+    source = local_model(str(arguments.model.model_name_or_path), arguments.model.model_revision or "")
     policy.check_source(source)
     processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels)
     preflight.check(arguments, source=source, rows=rows, processor=processor)

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from vqa_grpo.contract import prompt
 from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, StepError
+from vqa_grpo.models.source import local_model
 from vqa_grpo.storage.store import explain_os_error
 from vqa_grpo.training import cpu
 from vqa_grpo.training.arguments import RULES, Arguments, Reading, rules, settings
@@ -42,7 +43,7 @@ class Subject:
 
     @cached_property
     def source(self) -> str:
-        return _local(str(self.values["model_name_or_path"]))
+        return local_model(str(self.values["model_name_or_path"]), str(self.values["model_revision"] or ""))
 
     @cached_property
     def rows(self) -> Any:

@@ -42,7 +42,7 @@ def _required(reading: Reading) -> None:
 
 def _model_without_remote_code(reading: Reading) -> None:
     name = str(reading.values["model_name_or_path"])
-    lowered = name.rstrip("/").lower()
+    lowered = name.partition("@")[0].rstrip("/").lower()
     if os.path.isdir(name) or "://" in name:
         return  # a folder is judged by its own config.json when it is loaded
     if re.search(r"internvl[-_]?\d", lowered) and not lowered.endswith("-hf"):
