@@ -448,6 +448,16 @@ def test_an_image_that_cannot_be_pulled_does_not_hold_its_nodes_for_long() -> No
     assert fake.now < 1000
 
 
+def test_a_pod_that_has_a_node_and_does_not_start_does_not_hold_it_for_ever() -> None:
+    fake = FakeCluster(CREATED)
+    fake.pod_list = [{**pod(MASTER, "Pending"), "spec": {"nodeName": "gpu-1"}}]
+    about = {"kind": "Pod", "name": MASTER}
+    fake.events = [{"involvedObject": about, "reason": "FailedMount", "message": "pvc not found"}]
+    error = verdict(fake, replace(SPEC, timeout_seconds=86_400))
+    assert (fake.deleted, error.reason, fake.now) == ([NAME], FailureReason.CONFIGURATION, 3600)
+    assert "pvc not found" in str(error)
+
+
 def test_a_job_whose_log_stands_still_is_deleted() -> None:
     fake = FakeCluster(RUNNING)
     fake.pod_list = [pod(MASTER)]

@@ -122,7 +122,8 @@ class _ClusterJob:
         return max(0.0, max(ends) - _at(job["metadata"].get("creationTimestamp"), now))
 
     def submit(self) -> None:
-        self._since.queued = self._clock()
+        self._since = limits.Since(self._since.began, queued=self._clock())
+        self._waits = None
         while not self._create():
             if self._adopt():
                 return
@@ -258,6 +259,7 @@ class _ClusterJob:
             since.quiet = self._log.look()  # it may be the stream that stands still
         broken = [found for _, found in waits if found.broken]
         since.broken = _first(since.broken, now) if broken else None
+        since.slow = _first(since.slow, now) if any(outcome.has_node(pod) for pod in pending) else None
         self._waits = None if started else next(iter([*broken, *(found for _, found in waits)]), self._waits)
         if now - self._looked_around >= _LOOK_AROUND_SECONDS:
             self._looked_around = now
