@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 install: $(VENV)/.local
 
 help:
-	@echo "make install | run [QUICK=1] [ARGS='--set …'] | test | test-full | lint | clean; see README.md"
+	@echo "make install | run [QUICK=1] [ARGS='--set …'] | test | test-full | lint | prove-learning | clean; see README.md"
 
 run: $(VENV)/.local
 	@$(BIN)/vqa-grpo run $(if $(filter-out 0 no false,$(QUICK)),--quick) $(ARGS)
