@@ -94,6 +94,7 @@ class _ClusterJob:
         self._adopted = False
         self._failed_before = ""
         self._waits: Waiting | None = None
+        self._born = ""  # when the job was created, as Kubernetes writes it
         self._looked_around = clock()
         self._said: set[str] = set()
 
@@ -165,6 +166,7 @@ class _ClusterJob:
             raise ConfigurationError(
                 f"job {name} exists and is not this one (run {label}, spec {digest}): delete it, or start a new run"
             )
+        self._born = metadata.get("creationTimestamp", "")
         state = self._kind.state(found)
         if state.phase == "failed":
             self._next_after(self._verdict(state), name)
@@ -207,7 +209,9 @@ class _ClusterJob:
     def follow(self) -> JobError | None:
         """Follow the job to its end; why it failed, None when it succeeded."""
         while True:
-            state = self._kind.state(self._get())
+            job = self._get()
+            self._born = job["metadata"].get("creationTimestamp", "")
+            state = self._kind.state(job)
             self._announce(state)
             pods = self._pods()
             self._follow_log(pods)
@@ -232,12 +236,14 @@ class _ClusterJob:
         raise JobError(f"job {name} was deleted behind our back", FailureReason.RETRY)
 
     def _pods(self) -> list[dict[str, Any]]:
+        """The job's pods; not those that are older, for a job of this name that was deleted leaves them their grace."""
         name, selector = self.spec.name, self._kind.pod_selector(self.spec.name)
         try:
-            return self._patiently(lambda: self._api.pods(selector), f"list the pods of job {name}")
+            found = self._patiently(lambda: self._api.pods(selector), f"list the pods of job {name}")
         except ApiError as error:
             self._once(f"pods of job {name} cannot be listed: {error}")
             return []
+        return [pod for pod in found if pod["metadata"].get("creationTimestamp", self._born) >= self._born]
 
     def _follow_log(self, pods: Sequence[Mapping[str, Any]]) -> None:
         for pod in pods:
@@ -279,6 +285,8 @@ class _ClusterJob:
                 self._once(f"events cannot be listed: {error}", key="events")
             return
         for event in events:
+            if (event.get("lastTimestamp") or event.get("eventTime") or self._born) < self._born:
+                continue  # of a job of this name before
             if found := outcome.complaint(event, self.spec.name):
                 self._complain(f"{event['involvedObject']['kind']} {event['involvedObject']['name']}", found)
                 self._waits = self._waits or found
