@@ -114,7 +114,9 @@ class Model(Section):
     """What is trained, and how it is asked."""
 
     base: str = Field("builtin:tiny", description="builtin:tiny, a local folder, s3://…, or a hub name[@revision]")
-    recipe: Literal["full", "quick", "micro"] = Field("full", description="how long builtin:tiny is warm-started")
+    recipe: Literal["full", "quick", "room-to-rise", "micro"] = Field(
+        "full", description="how long builtin:tiny is warm-started"
+    )
     prompt: str = Field("vqa", description="a shipped template (vqa, short) or a file with {USER_INSTRUCTION}")
     min_pixels: Positive = Field(3136, description="pictures are scaled up to at least this many pixels")
     max_pixels: Positive = Field(1280 * 28 * 28, description="pictures are scaled down to at most this many pixels")
@@ -190,7 +192,9 @@ class Train(Section):
     save_steps: NotNegative = Field(
         100, description="steps between two checkpoints, from which a retried run goes on; 0 makes none"
     )
-    save_total_limit: Positive = Field(2, description="checkpoints that stay in storage, the newest ones")
+    save_total_limit: Positive = Field(
+        2, description="checkpoints in storage, the newest ones; none once the model is published"
+    )
     validate_every: NotNegative = Field(
         100,
         description="steps between two scorings of held-out questions, by which the best weights are chosen; 0: none",

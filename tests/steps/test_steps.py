@@ -564,6 +564,60 @@ def test_a_run_that_failed_after_training_says_where_its_model_is(resolve, tmp_p
     assert [part for part in PARTS if summary[part] is not None] == ["model"]
 
 
+@pytest.mark.parametrize(("state", "status"), [("FAILED", "FAILED"), ("CANCELLED", "KILLED")])
+def test_a_run_that_ends_before_its_decision_leaves_no_run_open_in_mlflow(
+    resolve, tmp_path, monkeypatch, state, status
+):
+    import mlflow
+
+    tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run = resolve(f"registry.tracking_uri={tracking}", run_id="r")
+    train.open_mlflow_run(config_of(run.config), "r", step_uri(run.root, "r", "mlflow"))
+
+    def open_runs() -> list[str]:
+        return [found.info.status for found in mlflow.MlflowClient(tracking).search_runs(["1"])]
+
+    assert open_runs() == ["RUNNING"]
+    steps.finish_run("r", run.root, state)
+    assert open_runs() == [status]
+    monkeypatch.setattr("vqa_grpo.registry.end_run", broken)
+    assert steps.finish_run("other", run.root, "FAILED") == ""  # one that opened none asks nobody
+
+
+def test_an_mlflow_that_is_away_at_the_end_costs_a_run_no_summary(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VQA_GRPO_PROGRESS", "lines")
+    note = {"tracking_uri": f"sqlite:///{tmp_path / 'gone' / 'mlflow.db'}", "mlflow_run_id": "1"}
+    place = tmp_path / "r" / "mlflow"
+    place.mkdir(parents=True)
+    (place / "run.json").write_text(json.dumps(note))
+
+    def away(*_: object) -> None:
+        raise RetryError("MLflow does not answer")
+
+    monkeypatch.setattr("vqa_grpo.registry.end_run", away)
+    steps.finish_run("r", str(tmp_path), "FAILED")
+    assert summary_of(tmp_path)["status"] == "FAILED"
+    assert "MLflow does not answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("publishes", [True, False])
+def test_checkpoints_stay_until_the_model_is_published(resolve, tmp_path, monkeypatch, publishes):
+    run = resolve(run_id="r")
+    checkpoints = Path(step_uri(run.root, "r", "checkpoints"))
+
+    def launch(config: Any, run_id: str, uri: str, *_: Any) -> None:
+        (checkpoints / "step-000002").mkdir(parents=True)
+        (checkpoints / "step-000002" / "READY").write_text("{}")
+        if not publishes:
+            raise JobError("no memory", FailureReason.OUT_OF_MEMORY)
+        publish_model(uri, tmp_path)
+
+    monkeypatch.setattr(train, "launch_training", launch)
+    with contextlib.nullcontext() if publishes else pytest.raises(JobError):
+        steps.train_model(run.config, "r", run.root, "data", "base")
+    assert bool(list(checkpoints.rglob("READY"))) != publishes
+
+
 def test_a_run_that_was_evaluated_and_not_decided_on_has_a_report(evaluated):
     run = evaluated("o")
     report = steps.finish_run("r", run.root, "FAILED")

@@ -20,7 +20,7 @@ from vqa_grpo.steps.train import reward_options, training_job
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import normalise
 
-WIRING = ("cli", "components", "pipelines")  # how steps are called, not what they do
+WIRING = ("cli", "components", "images", "pipelines")  # how steps are called, not what they do
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ EASY_VQA = "builtin:easy-vqa"
 TINY = "builtin:tiny"
 MEASURED = ("base", "tuned", "comparison", "blind")
 UNRECORDED = "decide-without-mlflow"
+OPENED = "run.json"  # in RUN/mlflow: the run that was opened there
 
 
 def once(step: str, uri: str, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
