@@ -13,7 +13,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "job
 pytest.importorskip("kubernetes")
 pytest.importorskip("kmock")
 
-from emulator import Cluster, serve, write_kubeconfig
+from emulator import Cluster, serve, write_kubeconfig  # noqa: E402
 
 
 @pytest.fixture

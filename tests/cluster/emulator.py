@@ -78,6 +78,7 @@ ALL_WELL = Trouble(None, happens=True)
 class Log:
     """A container's log as its node keeps it."""
 
+    pod: str
     lines: list[tuple[datetime, str]] = field(default_factory=list)
     ended: bool = False
 
@@ -89,7 +90,7 @@ class Cluster(kmock.KubernetesEmulator):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
-        self.logs: dict[str, Log] = {}
+        self.logs: dict[str, Log] = {}  # by their pods' uids
         crds = os.environ.get("CRD_DIR")  # without it, whatever is sent is taken
         self.validate = strict(Path(crds)) if crds else lambda _body: []
         self.trouble: Callable[[Call], Trouble | None] = lambda _call: None
@@ -149,8 +150,13 @@ class Cluster(kmock.KubernetesEmulator):
 
         self.do(do)
 
-    def log(self, pod: str) -> Log:
-        return self.logs.setdefault(pod, Log())
+    def log(self, pod: Mapping[str, Any]) -> Log:
+        """Another pod under the same name has another one."""
+        return self.logs.setdefault(pod["metadata"]["uid"], Log(pod["metadata"]["name"]))
+
+    def history(self) -> list[Any]:
+        """Every version of every object, those that were deleted since included."""
+        return self.do(lambda: [version.raw for thing in self.objects.values() for version in thing.history if version])
 
     @property
     def created(self) -> list[str]:
@@ -208,7 +214,7 @@ class Cluster(kmock.KubernetesEmulator):
         if pod.raw.get("status", {}).get("phase") == "Pending":
             message = f"container {request.params.get('container')} in pod {request.name} is waiting to start"
             raise kmock.KubernetesError(400, "BadRequest", message)
-        log = self.log(str(request.name))
+        log = self.log(pod.raw)
         cut = self.log_cuts.pop(0) if self.log_cuts else None
         raw: Any = request._raw_request
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})

@@ -1,20 +1,22 @@
-"""A training operator of the tests' own: pods for PyTorchJobs, and the jobs' conditions from their pods.
+"""Operators of the tests' own: pods for PyTorchJobs and TrainJobs, and the jobs' conditions from their pods.
 
-It does what the operator v1.9 does for jobs as ours are (`restartPolicy: Never`, `cleanPodPolicy: Running`). What
-happens inside of pods is a kubelet's: `Script` plays it, `nodes.Kubelet` runs real processes.
+They do what training operator 1.9 and Trainer 2.2 do for jobs as ours are: no pod is restarted, and the first that
+fails ends the job. What happens inside of pods is a kubelet's: `Script` plays it, `nodes.Kubelet` runs real processes.
 """
 
 from __future__ import annotations
 
 import copy
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from emulator import NAMESPACE, Cluster, now
 
-PORT = "23456"
 FINISHED = ("Succeeded", "Failed")
+_PORTS = {"pytorchjobs": "23456", "trainjobs": "29400"}
+_OWNER_LABELS = {"pytorchjobs": "training.kubeflow.org/job-name", "trainjobs": "jobset.sigs.k8s.io/jobset-name"}
 
 
 class Kubelet(Protocol):
@@ -22,7 +24,7 @@ class Kubelet(Protocol):
         """Let time pass for a pod: its status is changed in place. The first call is its beginning."""
 
     def stop(self, pod: dict[str, Any]) -> bool:
-        """The pod is to be deleted: end it, with its grace. Whether it has ended."""
+        """The pod is to be deleted: end it, with its grace; its status may change meanwhile. Whether it is gone."""
 
 
 class Operator:
@@ -33,14 +35,15 @@ class Operator:
         self._kubelet = kubelet
 
     def tick(self) -> None:
-        jobs = {job["metadata"]["name"]: job for job in self._cluster.read("pytorchjobs")}
         pods = self._pods()
+        uids = set()
+        for plural in _PORTS:
+            for job in self._cluster.read(plural):
+                uids.add(job["metadata"]["uid"])
+                self._reconcile(plural, job, [pod for pod in pods if _owner_of(pod) == job["metadata"]["uid"]])
         for pod in pods:
-            job = jobs.get(_job_of(pod))
-            if job is None or job["metadata"]["uid"] != _owner_of(pod):
+            if _owner_of(pod) not in uids:
                 self._delete(pod)  # what Kubernetes' garbage collector does once the owner is gone
-        for job in jobs.values():
-            self._reconcile(job, [pod for pod in pods if _owner_of(pod) == job["metadata"]["uid"]])
 
     def running(self) -> list[str]:
         """Pods that hold a node."""
@@ -48,96 +51,144 @@ class Operator:
 
     def _pods(self) -> list[dict[str, Any]]:
         """The pods of jobs."""
-        return [pod for pod in self._cluster.read("pods") if _job_of(pod)]
+        return [pod for pod in self._cluster.read("pods") if set(_OWNER_LABELS.values()) & set(_labels(pod))]
 
-    def _reconcile(self, job: dict[str, Any], pods: list[dict[str, Any]]) -> None:
+    def _reconcile(self, plural: str, job: dict[str, Any], pods: list[dict[str, Any]]) -> None:
         status = job.get("status") or {"conditions": [], "startTime": now()}
-        if any(_has(status, kind) for kind in FINISHED):
+        if any(_has(status, kind) for kind in ("Succeeded", "Complete", "Failed")):
             for pod in pods:
                 if _phase(pod) not in FINISHED:
                     self._delete(pod)
             return
-        name = job["metadata"]["name"]
-        _add(status, "Created", f"PyTorchJob {name} is created.")
         if not pods:
-            pods = pods_of(job)
+            pods = pods_of(plural, job)
+            there = {pod["metadata"]["name"] for pod in self._pods()}
+            if there & {pod["metadata"]["name"] for pod in pods}:
+                return  # those of a job of this name that was deleted have to go first
             for pod in pods:
                 self._cluster.put("pods", pod)
         else:
             for pod in pods:
                 self._kubelet.step(pod)
                 self._cluster.set_status("pods", pod["metadata"]["name"], pod["status"])
-        phases = {pod["metadata"]["name"]: _phase(pod) for pod in pods}
-        if "Running" in phases.values():
-            _add(status, "Running", f"PyTorchJob {NAMESPACE}/{name} is running.")
-        if phases.get(f"{name}-master-0") == "Succeeded":
-            _end(status, "Succeeded", f"PyTorchJob {NAMESPACE}/{name} successfully completed.")
-        elif failed := [pod for pod, phase in phases.items() if phase == "Failed"]:
-            kind = "Master" if failed[0].endswith("master-0") else "Worker"
-            _end(status, "Failed", f"PyTorchJob {name} is failed because {len(failed)} {kind} replica(s) failed.")
-        self._cluster.set_status("pytorchjobs", name, status)
+        phases = {rank_of(pod): _phase(pod) for pod in pods}
+        _CONDITIONS[plural](job["metadata"]["name"], status, phases)
+        self._cluster.set_status(plural, job["metadata"]["name"], status)
 
     def _delete(self, pod: dict[str, Any]) -> None:
+        name = pod["metadata"]["name"]
         if self._kubelet.stop(pod):
-            self._cluster.remove("pods", pod["metadata"]["name"])
+            self._cluster.remove("pods", name)
+        else:
+            self._cluster.set_status("pods", name, pod["status"])
 
 
-def pods_of(job: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The pods that the operator makes of a PyTorchJob, with what it puts behind the environment of each container."""
+def _of_pytorchjob(name: str, status: dict[str, Any], phases: Mapping[int, str]) -> None:
+    _add(status, "Created", f"PyTorchJob {name} is created.")
+    if "Running" in phases.values():
+        _add(status, "Running", f"PyTorchJob {NAMESPACE}/{name} is running.")
+    failed = [rank for rank, phase in phases.items() if phase == "Failed"]
+    if phases[0] == "Succeeded":
+        _end(status, "Succeeded", f"PyTorchJob {NAMESPACE}/{name} successfully completed.")
+    elif failed:
+        kind = "Worker" if failed[0] else "Master"
+        _end(status, "Failed", f"PyTorchJob {name} is failed because {len(failed)} {kind} replica(s) failed.")
+
+
+def _of_trainjob(name: str, status: dict[str, Any], phases: Mapping[int, str]) -> None:
+    # The node's Job is ready once all of its pods are.
+    ready = int(all(phase == "Running" for phase in phases.values()))
+    status["jobsStatus"] = [{"name": "node", "ready": ready, "succeeded": 0, "failed": 0, "active": 1, "suspended": 0}]
+    if all(phase == "Succeeded" for phase in phases.values()):
+        _end(status, "Complete", "jobset completed successfully")
+    elif "Failed" in phases.values():
+        _end(status, "Failed", "jobset failed due to one or more job failures")
+
+
+_CONDITIONS = {"pytorchjobs": _of_pytorchjob, "trainjobs": _of_trainjob}
+
+
+def pods_of(plural: str, job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pods that an operator makes of a job, with what it puts behind the environment of each container."""
+    return _pods_of_pytorchjob(job) if plural == "pytorchjobs" else _pods_of_trainjob(job)
+
+
+def _pods_of_pytorchjob(job: Mapping[str, Any]) -> list[dict[str, Any]]:
     name, spec = job["metadata"]["name"], job["spec"]
     replicas = spec["pytorchReplicaSpecs"]
     nodes = sum(replica["replicas"] for replica in replicas.values())
     processes = str(spec.get("nprocPerNode", "auto"))
-    world = nodes * int(processes) if processes.isdigit() else nodes
+    master, port = f"{name}-master-0", _PORTS["pytorchjobs"]
     pods = []
     for kind, replica in replicas.items():
         for index in range(replica["replicas"]):
             rank = str(index if kind == "Master" else index + 1)
-            master = f"{name}-master-0"
             environment = {
                 "PYTHONUNBUFFERED": "1",
-                "MASTER_PORT": PORT,
-                "PET_MASTER_PORT": PORT,
+                "MASTER_PORT": port,
+                "PET_MASTER_PORT": port,
                 "MASTER_ADDR": master,
                 "PET_MASTER_ADDR": master,
-                "WORLD_SIZE": str(world),
+                "WORLD_SIZE": str(nodes * int(processes) if processes.isdigit() else nodes),
                 "RANK": rank,
                 "PET_NODE_RANK": rank,
                 "PET_NPROC_PER_NODE": processes,
                 "PET_NNODES": str(nodes),
             }
-            pods.append(_pod(job, kind, index, replica["template"], environment))
+            labels = {
+                _OWNER_LABELS["pytorchjobs"]: name,
+                "training.kubeflow.org/operator-name": "pytorchjob-controller",
+                "training.kubeflow.org/replica-index": str(index),
+                "training.kubeflow.org/replica-type": kind.lower(),
+            }
+            if kind == "Master":
+                labels["training.kubeflow.org/job-role"] = "master"
+            pods.append(_pod(job, f"{name}-{kind.lower()}-{index}", replica["template"], labels, environment))
+    return pods
+
+
+def _pods_of_trainjob(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    template = copy.deepcopy(node["template"]["spec"]["template"])
+    (container,) = template["spec"]["containers"]
+    container |= {key: trainer[key] for key in ("image", "command", "args", "env")}
+    pods = []
+    for rank in range(trainer["numNodes"]):
+        environment = {
+            "PET_NNODES": str(trainer["numNodes"]),
+            "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
+            "PET_NODE_RANK": str(rank),
+            "PET_MASTER_ADDR": f"{name}-node-0-0.{name}",
+            "PET_MASTER_PORT": _PORTS["trainjobs"],
+        }
+        labels = {_OWNER_LABELS["trainjobs"]: name, "batch.kubernetes.io/job-completion-index": str(rank)}
+        pods.append(_pod(job, f"{name}-node-0-{rank}-{uuid.uuid4().hex[:5]}", template, labels, environment))
     return pods
 
 
 def _pod(
-    job: Mapping[str, Any], kind: str, index: int, template: Mapping[str, Any], environment: Mapping[str, str]
+    job: Mapping[str, Any],
+    name: str,
+    template: Mapping[str, Any],
+    labels: Mapping[str, str],
+    environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    name = job["metadata"]["name"]
     spec = copy.deepcopy(template["spec"])
     for container in spec["containers"]:
-        container["env"] = [
-            *container.get("env", ()),
-            *({"name": key, "value": value} for key, value in environment.items()),
-        ]
-    labels = {
-        **template.get("metadata", {}).get("labels", {}),
-        "training.kubeflow.org/job-name": name,
-        "training.kubeflow.org/operator-name": "pytorchjob-controller",
-        "training.kubeflow.org/replica-index": str(index),
-        "training.kubeflow.org/replica-type": kind.lower(),
-    }
-    if kind == "Master":
-        labels["training.kubeflow.org/job-role"] = "master"
-    owner = {"apiVersion": job["apiVersion"], "kind": job["kind"], "name": name, "uid": job["metadata"]["uid"]}
+        added = [{"name": key, "value": value} for key, value in environment.items()]
+        container["env"] = [*container.get("env", ()), *added]
+    metadata = template.get("metadata", {})
+    owner = {"apiVersion": job["apiVersion"], "kind": job["kind"], **_only(job["metadata"], ("name", "uid"))}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": f"{name}-{kind.lower()}-{index}",
+            "name": name,
             "namespace": NAMESPACE,
-            "labels": labels,
-            "annotations": dict(template.get("metadata", {}).get("annotations", {})),
+            "labels": {**metadata.get("labels", {}), **labels},
+            "annotations": dict(metadata.get("annotations", {})),
             "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
         },
         "spec": spec,
@@ -145,12 +196,26 @@ def _pod(
     }
 
 
+def _only(thing: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: thing[key] for key in keys}
+
+
+def rank_of(pod: Mapping[str, Any]) -> int:
+    """The node's number in its job; the master's is 0."""
+    env = pod["spec"]["containers"][0]["env"]
+    return int(next(each["value"] for each in env if each["name"] == "PET_NODE_RANK"))
+
+
+def attempt_of(pod: Mapping[str, Any]) -> int:
+    return int(pod["metadata"]["ownerReferences"][0]["name"].rpartition("-a")[2])
+
+
 def _phase(pod: Mapping[str, Any]) -> str:
     return str(pod.get("status", {}).get("phase", "Pending"))
 
 
-def _job_of(pod: Mapping[str, Any]) -> str:
-    return str(pod["metadata"].get("labels", {}).get("training.kubeflow.org/job-name", ""))
+def _labels(pod: Mapping[str, Any]) -> Mapping[str, str]:
+    return pod["metadata"].get("labels") or {}
 
 
 def _owner_of(pod: Mapping[str, Any]) -> str:
@@ -163,17 +228,8 @@ def _has(status: Mapping[str, Any], kind: str) -> bool:
 
 def _add(status: dict[str, Any], kind: str, message: str) -> None:
     if not _has(status, kind):
-        at = now()
-        status["conditions"].append(
-            {
-                "type": kind,
-                "status": "True",
-                "reason": f"PyTorchJob{kind}",
-                "message": message,
-                "lastUpdateTime": at,
-                "lastTransitionTime": at,
-            }
-        )
+        said = {"type": kind, "status": "True", "reason": f"Job{kind}", "message": message}
+        status["conditions"].append(said | {"lastUpdateTime": now(), "lastTransitionTime": now()})
 
 
 def _end(status: dict[str, Any], kind: str, message: str) -> None:
@@ -205,7 +261,7 @@ def running(cluster: Cluster, pod: dict[str, Any]) -> None:
 def says(*lines: str) -> Step:
     def step(cluster: Cluster, pod: dict[str, Any]) -> None:
         for line in lines:
-            cluster.log(pod["metadata"]["name"]).add(line)
+            cluster.log(pod).add(line)
 
     return step
 
@@ -236,7 +292,7 @@ def exits(code: int = 0, message: str = "", reason: str = "") -> Step:
 
     def step(cluster: Cluster, pod: dict[str, Any]) -> None:
         pod["status"] = terminated(pod, code, message, reason)
-        cluster.log(pod["metadata"]["name"]).ended = True
+        cluster.log(pod).ended = True
 
     return step
 
@@ -280,26 +336,32 @@ HAPPY: tuple[Step, ...] = (pending, running, says("one", "two"), says("three"), 
 
 @dataclass
 class Script:
-    """One step for each tick; the last state stays. `parts` has a script for a pod by the end of its name, as in
-    `a0-worker-0` or `worker-0`; the first that fits counts."""
+    """One step for each tick; the last state stays. `parts` has the script of a pod as `worker`, or for one attempt
+    as `a0_worker`; what is not there plays `default`."""
 
     cluster: Cluster
     parts: Mapping[str, Sequence[Step]] = field(default_factory=dict)
     default: Sequence[Step] = HAPPY
     at: dict[str, int] = field(default_factory=dict)
-    stopped: list[str] = field(default_factory=list)
 
     def step(self, pod: dict[str, Any]) -> None:
-        name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         if _phase(pod) in FINISHED:
             return
-        script = next((steps for end, steps in self.parts.items() if name.endswith(end)), self.default)
+        uid, script = pod["metadata"]["uid"], self._script(pod)
         at = self.at.get(uid, 0)
         if at < len(script):
             script[at](self.cluster, pod)
             self.at[uid] = at + 1
 
     def stop(self, pod: dict[str, Any]) -> bool:
-        self.stopped.append(pod["metadata"]["name"])
-        self.cluster.log(pod["metadata"]["name"]).ended = True
-        return True
+        """What its script has left is how it ends; a pod without an end of its own is gone at once."""
+        script, at = self._script(pod), self.at.get(pod["metadata"]["uid"], 0)
+        if _phase(pod) in FINISHED or at == len(script):
+            self.cluster.log(pod).ended = True
+            return True
+        self.step(pod)
+        return False
+
+    def _script(self, pod: Mapping[str, Any]) -> Sequence[Step]:
+        role = "worker" if rank_of(pod) else "master"
+        return self.parts.get(f"a{attempt_of(pod)}_{role}") or self.parts.get(role) or self.default

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 from emulator import Cluster, Log, now
-from fake_operator import FINISHED, terminated
+from fake_operator import FINISHED, attempt_of, rank_of, terminated
 from network import ADDRESSES, Network
 
 GRACE_LIMIT = 30.0  # seconds: no test waits as long as a job may take for its last checkpoint
@@ -94,41 +94,40 @@ class Kubelet:
     ) -> None:
         self._cluster, self._network, self._folder = cluster, network, folder
         self._image, self._secrets = image, secrets
-        self.containers: dict[str, Container] = {}  # by pod
+        self.containers: dict[str, Container] = {}  # by their pods' uids
         self._lost: set[str] = set()
 
     def step(self, pod: dict[str, Any]) -> None:
-        name = pod["metadata"]["name"]
+        uid = pod["metadata"]["uid"]
         if pod["status"]["phase"] in FINISHED:
             return
-        container = self.containers.get(name)
+        container = self.containers.get(uid)
         if container is None:
             node = node_of(pod)
             if any(other.node == node and other.code is None for other in self.containers.values()):
                 return  # Pending, until there is room
-            self.containers[name] = self._start(pod, node)
+            self.containers[uid] = self._start(pod, node)
             state = {"running": {"startedAt": now()}}
             statuses = [{"name": pod["spec"]["containers"][0]["name"], "ready": True, "state": state}]
-            pod["spec"]["nodeName"] = self._network.spaces[node]
             pod["status"] = {"phase": "Running", "startTime": now(), "containerStatuses": statuses}
         elif (code := container.code) is not None:
             pod["status"] = terminated(pod, code, container.message if code else "")
-            if name in self._lost:
+            if uid in self._lost:
                 message = "Pod was terminated in response to imminent node shutdown."
                 condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
                 pod["status"] |= {"reason": "Terminated", "message": message, "conditions": [condition]}
 
     def stop(self, pod: dict[str, Any]) -> bool:
-        container = self.containers.get(pod["metadata"]["name"])
+        container = self.containers.get(pod["metadata"]["uid"])
         if container is None:
             return True
         container.stop(min(GRACE_LIMIT, pod["spec"].get("terminationGracePeriodSeconds", 30)))
         return container.code is not None
 
-    def lose(self, pod: str) -> None:
+    def lose(self, pod: Mapping[str, Any]) -> None:
         """The pod's node goes away, with whatever runs there."""
-        self._lost.add(pod)
-        self.containers[pod].kill()
+        self._lost.add(pod["metadata"]["uid"])
+        self.containers[pod["metadata"]["uid"]].kill()
 
     def close(self) -> None:
         for container in self.containers.values():
@@ -137,13 +136,14 @@ class Kubelet:
     def _start(self, pod: Mapping[str, Any], node: int) -> Container:
         (spec,) = pod["spec"]["containers"]
         environment = self._image.environment() | self._variables(pod, spec)
-        master = environment["MASTER_ADDR"]
-        addresses = {master: _address_of_master(pod, node), pod["metadata"]["name"]: ADDRESSES[node]}
-        folder = self._folder / pod["metadata"]["name"]
+        master = ADDRESSES[1 - node if rank_of(pod) else node]
+        addresses = {environment["PET_MASTER_ADDR"]: master, pod["metadata"]["name"]: ADDRESSES[node]}
+        folder = self._folder / f"{pod['metadata']['name']}-{pod['metadata']['uid']}"
         (folder / "tmp" / "home").mkdir(parents=True)
         (folder / "dev").mkdir()
         for place, source in self._image.folders.items():
-            shutil.copytree(source, folder / "tmp" / place)
+            # A lock may be held by somebody else at this moment, and nobody would take it off the copy.
+            shutil.copytree(source, folder / "tmp" / place, ignore=shutil.ignore_patterns("lock"))
         (folder / "termination-log").touch()
         hosts = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
         (folder / "hosts").write_text("\n".join(hosts) + "\n")
@@ -151,7 +151,7 @@ class Kubelet:
         own = ["unshare", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _ENTER, "sh"]
         where = [*self._network.inside(node), *own, pod["metadata"]["name"], str(folder)]
         words = [*where, *variables, *spec["command"], *spec.get("args", ())]
-        return Container(words, node, folder, self._cluster.log(pod["metadata"]["name"]))
+        return Container(words, node, folder, self._cluster.log(pod))
 
     def _variables(self, pod: Mapping[str, Any], container: Mapping[str, Any]) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -174,14 +174,7 @@ class Kubelet:
 
 def node_of(pod: Mapping[str, Any]) -> int:
     """The master's is 0 and the worker's 1 in the first attempt, the other way around in the next, and so on."""
-    attempt = pod["metadata"]["ownerReferences"][0]["name"].rpartition("-a")[2]
-    is_worker = pod["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "worker"
-    return (int(attempt) + is_worker) % len(ADDRESSES)
-
-
-def _address_of_master(pod: Mapping[str, Any], node: int) -> str:
-    is_worker = pod["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "worker"
-    return ADDRESSES[1 - node if is_worker else node]
+    return (rank_of(pod) + attempt_of(pod)) % len(ADDRESSES)
 
 
 @dataclass

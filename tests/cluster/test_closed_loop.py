@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,8 +24,9 @@ from setting import at_work, deepspeed_ops, mlflow_server, skip_without_nodes
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 from running import SMALL, processes_of
 
+from vqa_grpo.jobs import job_name
 from vqa_grpo.storage import embedded, publish
-from vqa_grpo.storage.store import _client
+from vqa_grpo.storage.store import _client, open_store
 from vqa_grpo.training.checkpoints import published_parts
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
@@ -60,6 +62,7 @@ class Seen:
     environment: dict[str, str]
     secrets: list[str]
     folder: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
     terminated: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     said: str = ""
@@ -70,7 +73,9 @@ class Seen:
         words += [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
         # To a file: nobody reads a pipe while the test waits.
         with (self.folder / "said").open("a") as said:
-            return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, text=True, env=self.environment)
+            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, text=True, env=self.environment)
+        self.started.append(process)
+        return process
 
     def until(self, condition: Callable[[], Any], what: str, process: subprocess.Popen[str]) -> None:
         give_up = time.monotonic() + 1500
@@ -107,8 +112,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory, s3_server: dict[str, str]) ->
             )
             os.environ.update(s3_server)
             _client.cache_clear()
-            _play(made)
-            yield made
+            try:
+                _play(made)
+                yield made
+            finally:
+                for process in made.started:
+                    process.terminate()
+                    process.wait(60)
     os.environ.clear()
     os.environ.update(before)
     _client.cache_clear()
@@ -132,15 +142,14 @@ def _play(seen: Seen) -> None:
         "code": code,
         "jobs": seen.cluster.read("pytorchjobs"),
         "pods": seen.cluster.read("pods"),
-        "containers": [name for name, container in seen.kubelet.containers.items() if container.code is None],
+        "containers": [each for each in seen.kubelet.containers.values() if each.code is None],
         "processes": processes_of(seen.runs),
         "step": max(published_parts(checkpoints)),
     }
     second = seen.start()
     reached = seen.terminated["step"] + 2
     seen.until(lambda: whole(reached), f"a checkpoint of step {reached}", second)
-    worker = next(pod["metadata"]["name"] for pod in seen.cluster.read("pods") if "worker" in pod["metadata"]["name"])
-    seen.kubelet.lose(worker)
+    seen.kubelet.lose(next(pod for pod in seen.cluster.read("pods") if "worker" in pod["metadata"]["name"]))
     out, _ = second.communicate(timeout=2400)
     seen.said = (seen.folder / "said").read_text()
     assert second.returncode == 0, seen.said[-6000:]
@@ -150,6 +159,56 @@ def _play(seen: Seen) -> None:
 def test_a_run_that_was_stopped_and_lost_a_node_ends_with_one_registered_model(seen: Seen) -> None:
     from mlflow import MlflowClient
 
-    (version,) = MlflowClient(tracking_uri=seen.mlflow).search_model_versions("name = 'vqa-grpo'")
+    client = MlflowClient(tracking_uri=seen.mlflow)
+    (version,) = client.search_model_versions("name = 'vqa-grpo'")
     assert version.tags["digest"] == seen.summary["model"]["digest"]
     assert publish.get(seen.summary["model"]["uri"].rpartition("/")[0]).digest == version.tags["digest"]
+    assert client.get_model_version_by_alias("vqa-grpo", "champion").version == version.version
+    assert set(seen.summary["tuned"]) >= {"accuracy", "format_rate"}
+
+
+def test_a_stop_in_the_middle_of_training_leaves_nothing_running(seen: Seen) -> None:
+    assert seen.terminated["code"] == 130
+    for what in ("jobs", "pods", "containers", "processes"):
+        assert seen.terminated[what] == [], what
+
+
+def test_the_job_went_on_from_its_checkpoint_after_the_stop_and_after_the_loss_of_a_node(seen: Seen) -> None:
+    name = job_name(RUN)
+    trainings = [made for made in seen.cluster.created if made.startswith(name.removesuffix("-a0") + "-a")]
+    assert trainings == [name, name, name.removesuffix("0") + "1"]
+    from_steps = [int(step) for step in re.findall(r"going on from .*?(\d+)", logs(seen, "master-0"))]
+    assert len(from_steps) == 2
+    assert seen.terminated["step"] <= from_steps[0] < from_steps[1]
+
+
+def test_two_nodes_really_trained_under_zero(seen: Seen) -> None:
+    pods = [pod for pod in seen.cluster.read("pods") if pod["metadata"]["name"].startswith(job_name(RUN, 1))]
+    assert sorted(pod["status"]["phase"] for pod in pods) == ["Succeeded", "Succeeded"]
+    containers = [seen.kubelet.containers[pod["metadata"]["uid"]] for pod in pods]
+    assert {container.node for container in containers} == {0, 1}
+    checkpoints = f"s3://{embedded.BUCKET}/loop/{RUN}/checkpoints"
+    newest = max(published_parts(checkpoints).items())
+    assert (newest[0], len(newest[1])) == (SETTINGS["train.max_steps"], 2)
+    names = [entry.name for entry in open_store(checkpoints).entries() if f"step-{newest[0]:06}/" in entry.name]
+    for rank, node in enumerate(("node-0", "node-1")):
+        assert [name for name in names if node in name and f"zero_pp_rank_{rank}_" in name], names
+
+
+def test_nothing_secret_is_in_a_manifest_a_log_or_storage(seen: Seen) -> None:
+    places = {"the API's objects": json.dumps(seen.cluster.history()).encode()}
+    for uid, log in seen.cluster.logs.items():
+        places[f"the log of {log.pod} {uid}"] = "\n".join(text for _, text in log.lines).encode()
+    for path in seen.folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            places[str(path)] = path.read_bytes()
+    store = open_store(f"s3://{embedded.BUCKET}/loop")
+    places |= {entry.name: store.read(entry.name) or b"" for entry in store.entries()}
+    assert len(places) > 100
+    for secret in seen.secrets:
+        assert [place for place, content in places.items() if secret.encode() in content] == []
+
+
+def logs(seen: Seen, pod: str) -> str:
+    lines = [text for log in seen.cluster.logs.values() if log.pod.endswith(pod) for _, text in log.lines]
+    return "\n".join(lines)

@@ -11,23 +11,27 @@ from nodes import Image
 from setting import at_work, skip_without_nodes
 
 from vqa_grpo.jobs import JobSpec, job_name, launch
+from vqa_grpo.jobs.spec import KINDS
 from vqa_grpo.storage.store import open_store
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_on_two_nodes_that_share_nothing_but_s3_meet(
-    cluster: Cluster, s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     skip_without_nodes()
-    root, name = f"{s3}/meet", job_name("meet")
+    root, name = f"{s3}/meet-{kind}", job_name("meet")
     where = {"num_nodes": 2, "namespace": NAMESPACE, "environment": {"ROOT_URI": root}}
     spec = JobSpec(name, "meet", "meet", image="i", **where)
     port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
     secrets = {"vqa-grpo-s3": {key: os.environ[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}}
     image = Image({"PYTHONPATH": str(Path(__file__).parent)})
     with at_work(cluster, tmp_path, [port], image, secrets) as kubelet:
-        launch(spec, "pytorchjob")
+        launch(spec, kind)
         assert {container.node for container in kubelet.containers.values()} == {0, 1}
         assert all(container.code == 0 for container in kubelet.containers.values())
     assert "rank 0: the sum is 3" in capsys.readouterr().out
     found = {entry.name: open_store(root).read(entry.name) for entry in open_store(root).entries()}
-    assert found == dict.fromkeys([f"{name}-master-0.txt", f"{name}-worker-0.txt"], b"3 /tmp/home")
+    pods = [pod["metadata"]["name"] for pod in cluster.read("pods")]
+    assert found == dict.fromkeys([f"{pod}.txt" for pod in pods], b"3 /tmp/home")
+    assert len(pods) == 2
