@@ -312,6 +312,16 @@ def test_every_failed_pods_reason_and_last_lines_are_printed(capsys: pytest.Capt
     assert out.index(WORKER) < out.index(other)
 
 
+def test_pods_that_linger_of_a_job_of_the_same_name_say_nothing_of_this_one() -> None:
+    fake = FakeCluster()
+    fake.store(SPEC, FAILED, created=1000.0)
+    left, own = failed_pod(WORKER, 78, "2026-01-01T00:00:00Z"), failed_pod(MASTER, 65, "2026-01-01T00:00:09Z")
+    left["metadata"]["creationTimestamp"] = "1970-01-01T00:16:39+00:00"
+    own["metadata"]["creationTimestamp"] = "1970-01-01T00:16:40+00:00"
+    fake.pod_list = [left, own]
+    assert verdict(fake).reason is FailureReason.DATA
+
+
 def test_a_job_that_disappears_is_worth_a_retry() -> None:
     fake = FakeCluster(RUNNING)
     fake.on_sleep = fake.stored.clear
@@ -357,12 +367,15 @@ def test_what_only_events_know_is_said_once(capsys: pytest.CaptureFixture[str]) 
     about = {"kind": "Workload", "name": f"pytorchjob-{NAME}-1a2b3"}
     kueue = {"involvedObject": about, "reason": "Pending", "message": "insufficient quota for nvidia.com/gpu"}
     foreign = {"involvedObject": {"kind": "Pod", "name": f"{NAME}0-master-0"}, "reason": "Failed", "message": "foreign"}
-    fake.events = [quota, kueue, foreign]
+    fake.store(created=1000.0)
+    old = {"involvedObject": about, "reason": "Old", "message": "x", "lastTimestamp": "1970-01-01T00:16:39Z"}
+    fake.events = [quota, kueue, foreign, old]
     fake.run()
     out = capsys.readouterr().out
     assert out.count("FailedCreatePod: exceeded quota") == 1
     assert out.count("Pending: insufficient quota") == 1
     assert "foreign" not in out
+    assert "Old" not in out
 
 
 def test_a_suspended_job_is_queued_and_says_so_at_every_turn(capsys: pytest.CaptureFixture[str]) -> None:

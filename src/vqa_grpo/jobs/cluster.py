@@ -285,6 +285,8 @@ class _ClusterJob:
                 self._once(f"events cannot be listed: {error}", key="events")
             return
         for event in events:
+            if (event.get("lastTimestamp") or event.get("eventTime") or self._born) < self._born:
+                continue  # of a job of this name before
             if found := outcome.complaint(event, self.spec.name):
                 self._complain(f"{event['involvedObject']['kind']} {event['involvedObject']['name']}", found)
                 self._waits = self._waits or found
