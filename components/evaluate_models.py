@@ -2,14 +2,21 @@
 
 from kfp import dsl
 
-from vqa_grpo.components.images import TRAINER
+from vqa_grpo.components.images import STEPS
 
 
-@dsl.component(base_image=TRAINER, install_kfp_package=False)
+@dsl.component(base_image=STEPS, install_kfp_package=False)
 def evaluate_models(
-    config: str, run_id: str, root: str, dataset_uri: str, base: str, model_uri: str, metrics: dsl.Output[dsl.Metrics]
+    config: str,
+    run_id: str,
+    root: str,
+    dataset_uri: str,
+    base: str,
+    model_uri: str,
+    trainer_image: str,
+    metrics: dsl.Output[dsl.Metrics],
 ) -> str:
-    """Predict greedily with both models and grade by the rules that the rewards use, without the judge.
+    """Launch a job that predicts greedily with both models; grade by the rules that the rewards use, without the judge.
 
     Args:
         config: The run's checked configuration as JSON.
@@ -18,6 +25,7 @@ def evaluate_models(
         dataset_uri: The converted data set.
         base: The base model.
         model_uri: The tuned model.
+        trainer_image: The image of the pod that predicts.
         metrics: Accuracy and format rate of both.
 
     Returns:
@@ -26,7 +34,7 @@ def evaluate_models(
     from vqa_grpo import steps
     from vqa_grpo.report.metrics import clean_metrics
 
-    result = steps.guarded(steps.evaluate_models)(config, run_id, root, dataset_uri, base, model_uri)
+    result = steps.guarded(steps.evaluate_models)(config, run_id, root, dataset_uri, base, model_uri, trainer_image)
     # Kubeflow's metrics fail the step on NaN, and what cannot be measured is None here.
     for name, value in clean_metrics(result.metrics)[0].items():
         metrics.log_metric(name, value)

@@ -1,4 +1,4 @@
-"""Exit handler: leave no job behind, and say what came of the run."""
+"""Exit handler: leave no job behind, say what came of the run, and tell people when it failed."""
 
 from kfp import dsl
 
@@ -21,6 +21,6 @@ def finish_run(
     from vqa_grpo import steps
 
     root = output_root or steps.run_folder(report.uri, "finish-run")
-    html = steps.guarded(steps.finish_run)(run_id or job_id, root, status.state)
+    html = steps.guarded(steps.finish_run)(run_id or job_id, root, status.state, status.error_message or "")
     with open(report.path, "w", encoding="utf-8") as file:
         file.write(html or f"The run ended as {status.state} before it was evaluated.")

@@ -9,7 +9,7 @@ from vqa_grpo.components.images import STEPS
 def train_model(
     config: str, run_id: str, root: str, dataset_uri: str, base: str, trainer_image: str, model: dsl.Output[dsl.Model]
 ) -> str:
-    """Launch GRPO training (a PyTorchJob on a cluster) and wait until its model is published.
+    """Launch GRPO training (a PyTorchJob or TrainJob on a cluster) and wait until its model is published.
 
     Args:
         config: The run's checked configuration as JSON.

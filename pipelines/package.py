@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vqa_grpo.components import images
 from vqa_grpo.contract.failure import StepError
 
 PIPELINES = {"train": "train_pipeline", "retrain": "retrain_pipeline", "data": "data_pipeline"}
@@ -16,8 +17,10 @@ def package(out: Path, steps_image: str, trainer_image: str) -> list[Path]:
     Components read their images when they are imported, so each pipeline is compiled in a fresh process.
     """
     out.mkdir(parents=True, exist_ok=True)
-    images = {"VQA_GRPO_STEPS_IMAGE": steps_image, "VQA_GRPO_TRAINER_IMAGE": trainer_image}
-    environment = os.environ | {name: image for name, image in images.items() if image}
+    given = {"steps": steps_image, "trainer": trainer_image}
+    environment = os.environ | {images.VARIABLES[name]: image for name, image in given.items() if image}
+    for name in given:
+        _warn_of_a_tag(name, images.reference(name, environment))
     written = []
     for module, function in PIPELINES.items():
         path = out / f"{module}.yaml"
@@ -33,3 +36,12 @@ def package(out: Path, steps_image: str, trainer_image: str) -> list[Path]:
             raise StepError(f"{module} does not compile: {words.splitlines()[-1]}")
         written.append(path)
     return written
+
+
+def _warn_of_a_tag(name: str, image: str) -> None:
+    if not images.is_pinned(image):
+        print(
+            f"warning: the pipelines name the {name} image by a tag, {image}, and a tag can be pushed again: "
+            f"`make push-images` records digests, or give --{name}-image REPOSITORY@sha256:…",
+            file=sys.stderr,
+        )

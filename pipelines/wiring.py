@@ -14,8 +14,13 @@ from vqa_grpo.components.resolve_source import resolve_source
 from vqa_grpo.components.train_model import train_model
 from vqa_grpo.components.validate_dataset import validate_dataset
 from vqa_grpo.jobs.spec import SECRETS, SETTINGS, SETTINGS_MAP
+from vqa_grpo.steps.notice import URL
 
 RETRIES = 2  # a run on one's own machine sets 0 before it imports a pipeline: there the person retries
+HOUR, DAY = 3600, 86_400
+NOTIFY_SECRET = "vqa-grpo-notify"  # noqa: S105 - its name
+# Autoscalers move pods for the sake of packing; a launcher's retry finds its job again, but there are few retries.
+_LEAVE_ALONE = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 
 
 def resolve(parameters: dict[str, Any]) -> dsl.PipelineTask:
@@ -30,17 +35,16 @@ def train_and_register(resolved: dsl.PipelineTask, trainer_image: Any) -> None:
     found = resolved.outputs
     data = {name: found[name] for name in ("data_config", "fingerprint", "root", "code")}
     run = {name: found[name] for name in ("config", "run_id", "root")}
-    validated = _small(validate_dataset(**data, checks=found["checks"]), cached=True)
-    converted = _small(convert_dataset(**data, report_uri=validated.outputs["Output"]), cached=True)
+    validated = _small(validate_dataset(**data, checks=found["checks"]), cached=True, timeout=DAY)
+    converted = _small(convert_dataset(**data, report_uri=validated.outputs["Output"]), cached=True, timeout=DAY)
     dataset_uri = converted.outputs["dataset_uri"]
     prepared = _large(prepare_model(config=found["config"], dataset_uri=dataset_uri, root=found["root"]))
     # One image wherever a model runs: the same code prepares, trains and evaluates.
     prepared.set_container_image(trainer_image)
     base = prepared.outputs["Output"]
-    trained = _small(train_model(**run, dataset_uri=dataset_uri, base=base, trainer_image=trainer_image), cached=False)
-    model_uri = trained.outputs["Output"]
-    evaluated = _large(evaluate_models(**run, dataset_uri=dataset_uri, base=base, model_uri=model_uri))
-    evaluated.set_container_image(trainer_image)
+    asked = {"dataset_uri": dataset_uri, "base": base, "trainer_image": trainer_image}
+    trained = _launcher(train_model(**run, **asked))
+    evaluated = _launcher(evaluate_models(**run, **asked, model_uri=trained.outputs["Output"]))
     identity = {name: found[name] for name in ("fingerprint", "code")}
     decided = decide_promotion(**run, **identity, evaluation_uri=evaluated.outputs["Output"])
     _small(decided, cached=False)
@@ -50,7 +54,7 @@ def train_and_register(resolved: dsl.PipelineTask, trainer_image: Any) -> None:
 
 def part_of_data(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """One of the tasks that a large data set is split into."""
-    return _small(task, cached=True)
+    return _small(task, cached=True, timeout=DAY)
 
 
 def check(task: dsl.PipelineTask) -> dsl.PipelineTask:
@@ -60,17 +64,27 @@ def check(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 def finish(output_root: Any, run_id: Any) -> dsl.PipelineTask:
     task = finish_run(output_root=output_root, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    kubernetes.use_secret_as_env(task, NOTIFY_SECRET, {URL: URL}, optional=True)
     return _small(task, cached=False)  # a cache hit would mean that nothing is cleaned up
 
 
-def _small(task: dsl.PipelineTask, cached: bool) -> dsl.PipelineTask:
-    """A task that moves bytes or waits."""
+def _small(task: dsl.PipelineTask, cached: bool, timeout: int = HOUR) -> dsl.PipelineTask:
+    """A task that moves bytes. Each attempt has `timeout` seconds."""
+    kubernetes.set_timeout(task, timeout)
     return _placed(task.set_caching_options(cached), cpu=("1", "2"), memory=("2Gi", "4Gi"))
 
 
 def _large(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """A task that runs a model itself."""
+    kubernetes.set_timeout(task, DAY)
     return _placed(task.set_caching_options(False), cpu=("2", "4"), memory=("6Gi", "12Gi"))
+
+
+def _launcher(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """A task that waits for a job. How long is the job's to say: a timeout here could end a job that is at work."""
+    for name, value in _LEAVE_ALONE.items():
+        kubernetes.add_pod_annotation(task, name, value)
+    return _placed(task.set_caching_options(False), cpu=("500m", "2"), memory=("1Gi", "4Gi"))
 
 
 def _placed(task: dsl.PipelineTask, cpu: tuple[str, str], memory: tuple[str, str]) -> dsl.PipelineTask:

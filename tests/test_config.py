@@ -231,6 +231,12 @@ def test_what_kubernetes_would_refuse_is_refused_before_anything_starts(setting:
     assert word in refused(config.load, "", [setting])
 
 
+def test_a_base_model_in_the_claim_is_seen_by_pods_alone() -> None:
+    assert "no folder here" in refused(config.load, "", ["model.base=/cache/models/qwen"])
+    assert config.load("", ["model.base=/cache/models/qwen", "job.cache_claim=models"]).job.cache_claim == "models"
+    assert "no folder here" in refused(config.load, "", ["model.base=/elsewhere", "job.cache_claim=models"])
+
+
 def test_amounts_may_be_numbers_as_people_write_them_in_yaml() -> None:
     job = config.load("", ["job.cpu=8", "job.memory=64Gi", "job.resources={rdma/hca: 1}", "job.environment={N: 4}"]).job
     assert (job.cpu, job.resources, job.environment) == ("8", {"rdma/hca": "1"}, {"N": "4"})

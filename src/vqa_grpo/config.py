@@ -113,8 +113,10 @@ class Data(Section):
 class Model(Section):
     """What is trained, and how it is asked."""
 
-    base: str = Field("builtin:tiny", description="builtin:tiny, a local folder, s3://…, or a hub name")
-    recipe: Literal["full", "quick", "micro"] = Field("full", description="how long builtin:tiny is warm-started")
+    base: str = Field("builtin:tiny", description="builtin:tiny, a local folder, s3://…, or a hub name[@revision]")
+    recipe: Literal["full", "quick", "room-to-rise", "micro"] = Field(
+        "full", description="how long builtin:tiny is warm-started"
+    )
     prompt: str = Field("vqa", description="a shipped template (vqa, short) or a file with {USER_INSTRUCTION}")
     min_pixels: Positive = Field(3136, description="pictures are scaled up to at least this many pixels")
     max_pixels: Positive = Field(1280 * 28 * 28, description="pictures are scaled down to at most this many pixels")
@@ -123,8 +125,6 @@ class Model(Section):
     def _possible(self) -> Model:
         if self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
-        if self.base.startswith(("/", ".", "~")) and not Path(self.base).expanduser().is_dir():
-            raise ValueError(f"base {self.base!r} is no folder here")
         return self
 
 
@@ -192,7 +192,9 @@ class Train(Section):
     save_steps: NotNegative = Field(
         100, description="steps between two checkpoints, from which a retried run goes on; 0 makes none"
     )
-    save_total_limit: Positive = Field(2, description="checkpoints that stay in storage, the newest ones")
+    save_total_limit: Positive = Field(
+        2, description="checkpoints in storage, the newest ones; none once the model is published"
+    )
     validate_every: NotNegative = Field(
         100,
         description="steps between two scorings of held-out questions, by which the best weights are chosen; 0: none",
@@ -259,6 +261,8 @@ class Registry(Section):
         return self
 
 
+CACHE = "/cache"  # where pods have job.cache_claim
+
 # Kubernetes' own rules for names and amounts, so that what is wrong is said before anything starts.
 _NAME = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -324,7 +328,7 @@ class Job(Section):
     service_account: ObjectName = Field("", description="of the pods; empty takes the namespace's default")
     image_pull_secrets: tuple[ObjectName, ...] = ()
     cache_claim: ObjectName = Field(
-        "", description="a PersistentVolumeClaim that keeps base models and data between jobs; empty for none"
+        "", description="a PersistentVolumeClaim, mounted at /cache, that keeps base models and data between jobs"
     )
     namespace: ObjectName = Field("", description="empty takes the launching pod's own")
     grace_seconds: Annotated[int, Field(ge=30)] = Field(120, description="that a stopped pod has for a last checkpoint")
@@ -351,6 +355,9 @@ class Job(Section):
         if not _is_json(overrides):
             raise ValueError("something in it is not plain JSON: give finite numbers, text, true or false, and lists")
         return overrides
+
+
+_DECIDING = ("num_nodes", "gpus_per_node", "processes_per_node", "environment")  # of a job
 
 
 class RunConfig(Section):
@@ -381,6 +388,14 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _base_is_there(self) -> RunConfig:
+        base = self.model.base
+        in_claim = self.job.cache_claim and base.startswith(f"{CACHE}/")  # which the pods alone can see
+        if base.startswith(("/", ".", "~")) and not in_claim and not Path(base).expanduser().is_dir():
+            raise ValueError(f"model.base {base!r} is no folder here")
+        return self
+
+    @model_validator(mode="after")
     def _whole_groups(self) -> RunConfig:
         """TRL takes completions in whole groups; it would say so only once everything before it is done."""
         train, group = self.train, self.train.num_generations
@@ -397,8 +412,18 @@ class RunConfig(Section):
         return self
 
     def canonical(self) -> str:
-        """The configuration as JSON with sorted keys: what lineage and content addresses are made from."""
+        """The whole configuration as JSON with sorted keys."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    def deciding(self) -> str:
+        """The part that decides a run's results, as JSON with sorted keys: what runs are named after and compared by.
+
+        Where a job runs and how long it is waited for is left out: a run whose job was too slow or too large goes on
+        when it is given more.
+        """
+        tree = self.model_dump(mode="json")
+        tree["job"] = {name: tree["job"][name] for name in _DECIDING}
+        return json.dumps(tree, sort_keys=True)
 
 
 def load(name: str = "", settings: Iterable[str] = ()) -> RunConfig:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from vqa_grpo.contract.failure import DataError
@@ -20,7 +21,7 @@ from vqa_grpo.contract.record import Record
 from vqa_grpo.data import pictures
 from vqa_grpo.data import scan as scanning
 from vqa_grpo.data.checks import Problem
-from vqa_grpo.data.index import RowFacts, read_index
+from vqa_grpo.data.index import RowFacts
 from vqa_grpo.data.pictures import Look
 from vqa_grpo.data.rules import Rules
 from vqa_grpo.data.samples import UNUSABLE, USABLE
@@ -37,7 +38,7 @@ def record(image: bytes, question: str = "Which?", **more: Any) -> Record:
 
 
 def facts(folder: Path) -> list[RowFacts]:
-    return list(read_index([folder / "index.parquet"]))
+    return [RowFacts(**row) for row in pq.read_table(folder / "index.parquet").to_pylist()]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -51,6 +51,10 @@ def targets(plan: SplitPlan, **splits: list[Record]) -> list[tuple[Record, int]]
     return [(splits[plan.names[split]][number], target) for split, number, target in rows]
 
 
+def rows_of(plan: SplitPlan) -> dict[str, int]:
+    return {split: int((plan.target == code).sum()) for code, split in enumerate(SPLITS)}
+
+
 def pictures(plan: SplitPlan, **splits: list[Record]) -> dict[int, set[bytes]]:
     found: dict[int, set[bytes]] = defaultdict(set)
     for record, target in targets(plan, **splits):
@@ -107,7 +111,7 @@ def test_every_stratum_gets_its_share_and_so_does_the_whole(tmp_path: Path) -> N
 
 def test_many_strata_of_one_picture_each_are_not_all_trained_on(tmp_path: Path) -> None:
     rows = [row(number, source=str(number)) for number in range(100)]
-    assert plan_of(tmp_path, train=rows).rows() == {"train": 80, "validation": 10, "test": 10}
+    assert rows_of(plan_of(tmp_path, train=rows)) == {"train": 80, "validation": 10, "test": 10}
 
 
 def test_a_picture_of_several_strata_counts_for_the_rarest(tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_no_picture_crosses_and_every_row_is_somewhere_or_accounted_for(
     assert not found[VALIDATION] & found[TEST]
     for own in ("validation", "test"):
         assert not found[TRAIN] & {record.image for record in splits[own]}
-    accounted = sum(plan.rows().values()) + sum(plan.unusable().values()) + sum(plan.held_out().values())
+    accounted = sum(rows_of(plan).values()) + sum(plan.unusable().values()) + sum(plan.held_out().values())
     assert accounted == len(drawn)
     assert all((target == UNUSABLE) == (record.question == "bad") for record, target in targets(plan, **splits))
     for record, target in targets(plan, **splits):
@@ -174,39 +178,39 @@ def test_no_picture_crosses_and_every_row_is_somewhere_or_accounted_for(
 def test_a_planted_duplicate_stays_on_one_side(tmp_path: Path) -> None:
     train, test = [row(n, "asked?") for n in range(20)], [row(7, "asked again?"), row(100)]
     plan = plan_of(tmp_path, NONE, train=train, test=test)
-    assert plan.rows() == {"train": 19, "validation": 0, "test": 2}
+    assert rows_of(plan) == {"train": 19, "validation": 0, "test": 2}
     assert plan.held_out() == {"train": 1}
 
 
 def test_test_keeps_its_pictures_and_validation_yields_to_it(tmp_path: Path) -> None:
     splits = {"train": [row(n) for n in range(9)], "validation": [row(1), row(2)], "test": [row(2), row(3)]}
     plan = plan_of(tmp_path, **splits)
-    assert plan.rows() == {"train": 6, "validation": 1, "test": 2}
+    assert rows_of(plan) == {"train": 6, "validation": 1, "test": 2}
     assert plan.held_out() == {"train": 3, "validation": 1}
 
 
 def test_a_picture_is_held_out_though_its_held_out_row_is_unusable(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, NONE, train=[row(1), row(2)], test=[row(1, "bad"), row(3)])
-    assert plan.rows() == {"train": 1, "validation": 0, "test": 1}
+    assert rows_of(plan) == {"train": 1, "validation": 0, "test": 1}
     assert (plan.unusable(), plan.held_out()) == ({"bad": 1}, {"train": 1})
 
 
 @pytest.mark.parametrize("own", ["validation", "test"])
 def test_a_split_that_the_source_has_gets_none_of_its_training_pictures(tmp_path: Path, own: str) -> None:
     splits = {"train": [row(n) for n in range(100)], own: [row(200)]}
-    rows = plan_of(tmp_path, **splits).rows()
+    rows = rows_of(plan_of(tmp_path, **splits))
     assert rows[own] == 1
     assert rows[{"validation": "test", "test": "validation"}[own]] == 10
 
 
 def test_a_split_of_another_name_is_training_data(tmp_path: Path) -> None:
-    assert plan_of(tmp_path, NONE, other=[row(1)]).rows() == {"train": 1, "validation": 0, "test": 0}
+    assert rows_of(plan_of(tmp_path, NONE, other=[row(1)])) == {"train": 1, "validation": 0, "test": 0}
 
 
 def test_a_limit_is_as_if_each_split_ended_there(tmp_path: Path) -> None:
     train, test = [row(n) for n in range(50)], [row(n) for n in (60, 61, 62, 63, 1)]
     plan = plan_of(tmp_path, NONE, 4, train=train, test=test)
-    assert (plan.rows(), plan.held_out()) == ({"train": 4, "validation": 0, "test": 4}, {})
+    assert (rows_of(plan), plan.held_out()) == ({"train": 4, "validation": 0, "test": 4}, {})
 
 
 def test_a_part_has_its_blocks_and_goes_where_the_whole_would(tmp_path: Path) -> None:
@@ -226,7 +230,7 @@ def test_shares_that_cannot_be_are_refused(tmp_path: Path, rule: SplitRule) -> N
 
 @pytest.mark.parametrize(("rule", "expected"), [(SplitRule(0, 1.0, 0.0), "validation"), (SplitRule(0, 0, 1), "test")])
 def test_a_share_of_everything_takes_everything(tmp_path: Path, rule: SplitRule, expected: str) -> None:
-    assert plan_of(tmp_path, rule, train=[row(n) for n in range(9)]).rows()[expected] == 9
+    assert rows_of(plan_of(tmp_path, rule, train=[row(n) for n in range(9)]))[expected] == 9
 
 
 def test_the_names_of_splits_are_in_the_order_of_their_codes() -> None:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError
 from vqa_grpo.contract.record import Record
 from vqa_grpo.data import pictures
 from vqa_grpo.data.checks import CODES, Problem
-from vqa_grpo.data.index import read_index
 from vqa_grpo.data.pictures import Look
 from vqa_grpo.data.rules import Rules
 from vqa_grpo.data.scan import scan
@@ -86,7 +86,7 @@ def assert_counted(report: DataReport, folder: Path, code: str, fatal: bool) -> 
     (example,) = report.examples
     assert (example["split"], example["code"], example["fatal"]) == ("train", code, fatal)
     assert [row["number"] for row in lines(folder / "quarantine.jsonl")] == ([1] if fatal else [])
-    assert [row.fatal for row in read_index([folder / "index.parquet"])] == ["", code if fatal else ""]
+    assert pq.read_table(folder / "index.parquet")["fatal"].to_pylist() == ["", code if fatal else ""]
     assert code in (folder / "report.md").read_text().replace("\\", "")
 
 
@@ -454,7 +454,8 @@ def test_parts_together_give_exactly_what_one_scan_gives(large: Source, limit: i
     parts = [tmp_path / f"part {index}" for index in (2, 0, 1)]
     assert conclude(large.name, parts, RULES, tmp_path / "parts") == whole
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
-    numbers = [(row.split, row.number) for row in read_index([tmp_path / "parts" / "index.parquet"])]
+    index = pq.read_table(tmp_path / "parts" / "index.parquet")
+    numbers = list(zip(index["split"].to_pylist(), index["number"].to_pylist(), strict=True))
     kept = {split: min(limit or rows, rows) for split, rows in large.rows.items()}
     assert numbers == [(split, number) for split, count in kept.items() for number in range(count)]
     assert whole.warnings_by_code.keys() >= ACROSS - {"id_repeated"}

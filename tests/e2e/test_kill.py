@@ -51,8 +51,8 @@ def _check_storage(runs: Path, summary: dict[str, Any]) -> None:
             _client.cache_clear()
             root = f"s3://{embedded.BUCKET}"
             ready = [entry.name for entry in open_store(root).entries() if entry.name.endswith("/READY")]
-            beside = [name for name in ready if "/checkpoints/" in name or "/model-last/" in name]
-            # What is left: validate, convert, base model; train, model, evaluate, decide, register.
+            beside = [name for name in ready if "/model-last/" in name or "/predictions/" in name]
+            # No checkpoints are left, but validate, convert, base model; train, model, evaluate, decide, register.
             assert len(ready) - len(beside) == 8
             for name in ready:
                 publish.fetch(f"{root}/{name.removesuffix('/READY')}", runs / "check")

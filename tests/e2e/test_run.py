@@ -14,6 +14,7 @@ import pytest
 from running import STEPS, log_of, processes_of, run
 
 from vqa_grpo.contract.verdict import prediction_schema
+from vqa_grpo.evaluation.ask import FILE
 from vqa_grpo.storage import embedded, publish
 from vqa_grpo.storage.store import _client, open_store
 
@@ -67,9 +68,9 @@ def test_a_second_run_reuses_everything_and_registers_nothing(finished: Any) -> 
 
 def test_its_numbers_follow_from_the_parquet_predictions(finished: Any, storage: None, tmp_path: Path) -> None:
     _, summary, _ = finished
-    folder = publish.fetch(f"s3://{embedded.BUCKET}/{summary['run_id']}/evaluate", tmp_path)
     for side in ("base", "tuned"):
-        rows = pq.read_table(folder / f"{side}.parquet")
+        folder = publish.fetch(f"s3://{embedded.BUCKET}/{summary['run_id']}/predictions/{side}", tmp_path)
+        rows = pq.read_table(folder / FILE)
         assert rows.schema.equals(prediction_schema())
         rows = rows.to_pylist()
         assert summary[side]["n"] == len(rows) == 40

@@ -126,6 +126,16 @@ def test_what_would_fail_again_is_not_run_again(code: int, reason: str) -> None:
     assert fake.created == [NAME]
 
 
+def test_what_nobody_foresaw_is_run_again_until_it_is_seen_to_come_again() -> None:
+    fake = FakeCluster(FAILED)
+    fake.pod_list = [failed_pod(job_name(RUN, at) + "-worker-0", 70, message="error: a mistake") for at in range(3)]
+    assert "the same again" in str(verdict(fake, PATIENT))
+    assert len(fake.created) == 2
+    fake = FakeCluster(FAILED)
+    fake.pod_list = [failed_pod(job_name(RUN, at) + "-worker-0", 70, message=f"error: {at}") for at in range(3)]
+    assert "restarted 2 times" in str(verdict(fake, PATIENT))
+
+
 def test_a_launcher_that_is_tried_again_counts_on_from_the_last_attempt() -> None:
     fake = FakeCluster(FAILED)
     fake.store(replace(PATIENT, name=job_name(RUN, 1)), FAILED)  # time to live has removed the one before it
@@ -302,6 +312,16 @@ def test_every_failed_pods_reason_and_last_lines_are_printed(capsys: pytest.Capt
     assert out.index(WORKER) < out.index(other)
 
 
+def test_pods_that_linger_of_a_job_of_the_same_name_say_nothing_of_this_one() -> None:
+    fake = FakeCluster()
+    fake.store(SPEC, FAILED, created=1000.0)
+    left, own = failed_pod(WORKER, 78, "2026-01-01T00:00:00Z"), failed_pod(MASTER, 65, "2026-01-01T00:00:09Z")
+    left["metadata"]["creationTimestamp"] = "1970-01-01T00:16:39+00:00"
+    own["metadata"]["creationTimestamp"] = "1970-01-01T00:16:40+00:00"
+    fake.pod_list = [left, own]
+    assert verdict(fake).reason is FailureReason.DATA
+
+
 def test_a_job_that_disappears_is_worth_a_retry() -> None:
     fake = FakeCluster(RUNNING)
     fake.on_sleep = fake.stored.clear
@@ -344,18 +364,40 @@ def test_what_only_events_know_is_said_once(capsys: pytest.CaptureFixture[str]) 
     fake = FakeCluster(*[CREATED] * 30, SUCCEEDED)
     about = {"kind": "PyTorchJob", "name": NAME}
     quota = {"involvedObject": about, "reason": "FailedCreatePod", "message": "exceeded quota: gpus, used 8, limited 8"}
+    about = {"kind": "Workload", "name": f"pytorchjob-{NAME}-1a2b3"}
+    kueue = {"involvedObject": about, "reason": "Pending", "message": "insufficient quota for nvidia.com/gpu"}
     foreign = {"involvedObject": {"kind": "Pod", "name": f"{NAME}0-master-0"}, "reason": "Failed", "message": "foreign"}
-    fake.events = [quota, foreign]
+    fake.store(created=1000.0)
+    old = {"involvedObject": about, "reason": "Old", "message": "x", "lastTimestamp": "1970-01-01T00:16:39Z"}
+    fake.events = [quota, kueue, foreign, old]
     fake.run()
     out = capsys.readouterr().out
     assert out.count("FailedCreatePod: exceeded quota") == 1
+    assert out.count("Pending: insufficient quota") == 1
     assert "foreign" not in out
+    assert "Old" not in out
 
 
 def test_a_suspended_job_is_queued_and_says_so_at_every_turn(capsys: pytest.CaptureFixture[str]) -> None:
     fake = FakeCluster(SUSPENDED, SUSPENDED, RUNNING, SUCCEEDED)
     fake.run()
     assert capsys.readouterr().out.count(f"job {NAME} queued: job is Suspended") == 1
+
+
+def test_a_trainjob_is_followed_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = replace(SPEC, kind="trainjob")
+    first = pod(f"{NAME}-node-0-0-x7k2p")
+    first["metadata"]["labels"] = {"batch.kubernetes.io/job-completion-index": "0"}
+    fake = FakeCluster(CREATED, SUSPENDED, "Complete")
+    fake.pod_list = [pod(f"{NAME}-node-0-1-h2j4k"), first]
+    fake.logs[first["metadata"]["name"]] = lines("one", "two")
+    fake.run(spec)
+    assert fake.stored[NAME]["kind"] == "TrainJob"
+    assert "\none\ntwo\n" in capsys.readouterr().out
+    fake = FakeCluster(FAILED)
+    ended = {"name": "node", "state": {"terminated": {"exitCode": 65, "message": "error: bad row"}}}
+    fake.pod_list = [pod(f"{NAME}-node-0-1-h2j4k", FAILED, containerStatuses=[ended])]
+    assert (verdict(fake, spec).reason, fake.created) == (FailureReason.DATA, [NAME])
 
 
 # --- its time -------------------------------------------------------------------------------------------------------
@@ -417,6 +459,16 @@ def test_an_image_that_cannot_be_pulled_does_not_hold_its_nodes_for_long() -> No
     assert (fake.deleted, error.reason) == ([NAME], FailureReason.CONFIGURATION)
     assert "unauthorized" in str(error)
     assert fake.now < 1000
+
+
+def test_a_pod_that_has_a_node_and_does_not_start_does_not_hold_it_for_ever() -> None:
+    fake = FakeCluster(CREATED)
+    fake.pod_list = [{**pod(MASTER, "Pending"), "spec": {"nodeName": "gpu-1"}}]
+    about = {"kind": "Pod", "name": MASTER}
+    fake.events = [{"involvedObject": about, "reason": "FailedMount", "message": "pvc not found"}]
+    error = verdict(fake, replace(SPEC, timeout_seconds=86_400))
+    assert (fake.deleted, error.reason, fake.now) == ([NAME], FailureReason.CONFIGURATION, 3600)
+    assert "pvc not found" in str(error)
 
 
 def test_a_job_whose_log_stands_still_is_deleted() -> None:

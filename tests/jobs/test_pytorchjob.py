@@ -129,6 +129,12 @@ def test_the_phase_is_read_from_the_conditions(found: dict, phase: str) -> None:
     assert "False" not in str(state.conditions)
 
 
+def test_a_suspended_job_waits_and_says_what_for() -> None:
+    """Kueue suspends a job until its queue has room, and again when something more urgent comes."""
+    state = KIND.state(job(Created=True, Running=True, Suspended=True))
+    assert (state.phase, state.message) == ("queued", "is Suspended")
+
+
 def test_a_failed_job_says_why_and_all_that_holds_is_there_to_be_announced() -> None:
     state = KIND.state(job(Created=True, Running=False, Failed=True))
     assert state.message == "is Failed"

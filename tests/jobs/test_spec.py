@@ -107,6 +107,11 @@ NODE = st.one_of(
     st.fixed_dictionaries({"key": texts(config.Label), "value": texts(config.LabelValue), "effect": EFFECT}),
     st.fixed_dictionaries({"operator": st.just("Exists"), "effect": EFFECT}),
 )
+OVERRIDES: list[dict[str, Any]] = [
+    {"metadata": {"annotations": {"k8s.v1.cni.cncf.io/networks": "ib"}}},
+    {"spec": {"affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}}},
+    {"spec": {"securityContext": {"fsGroup": 7, "seccompProfile": None}, "volumes": [{"name": "x", "emptyDir": {}}]}},
+]
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "num_nodes": st.integers(1, 99),
     "gpus_per_node": st.integers(0, 16),
@@ -121,6 +126,8 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "labels": st.dictionaries(texts(config.Label), texts(config.LabelValue), **few),
     "node_selector": st.dictionaries(texts(config.Label), texts(config.LabelValue), **few),
     "tolerations": st.lists(NODE, **few),
+    "priority_class": texts(config.ObjectName),
+    "overrides": st.sampled_from(OVERRIDES),
     "queue": texts(config.LabelValue),
     "service_account": texts(config.ObjectName),
     "image_pull_secrets": st.lists(texts(config.ObjectName), unique=True, **few),
@@ -134,11 +141,14 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
 def test_what_the_configuration_lets_through_the_operator_takes(
     faults_of: Callable[[dict], list[str]], options: dict, kind: str
 ) -> None:
-    """Or the job itself refuses it in words: two that name one variable, one that the operator sets, a secret."""
+    """Or the job itself refuses it in words: two that name one variable, one that the operator sets, a secret, what a
+    TrainJob cannot say."""
     spec = JobSpec.from_config(job_name(RUN), RUN, "m", Job(launcher=kind, **options), image="i")
     try:
         manifest = kind_named(kind).build_manifest(spec)
     except ConfigurationError:
-        assert options.get("environment") or options.get("secrets")
+        assert (
+            options.get("environment") or options.get("secrets") or (kind == "trainjob" and options["priority_class"])
+        )
         return
     assert faults_of(manifest) == []

@@ -573,6 +573,23 @@ def test_a_stdout_that_nobody_reads_does_not_hold_up_the_work(bench: Bench, monk
     assert failure.sentence == "ValueError: after the flood"
 
 
+@pytest.mark.parametrize("blocked", ["logs", "logs/rank-0.log"])
+def test_logs_that_cannot_be_written_are_said_and_cost_nothing_else(
+    bench: Bench, blocked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file where the folder should be, and a folder where a file should."""
+    if blocked == "logs":
+        bench.logs.write_text("")
+    else:
+        (bench.folder / blocked).mkdir(parents=True)
+    failure = bench.supervise("print('at work'); raise ValueError('its own reason')")
+    assert failure is not None
+    assert failure.sentence == "ValueError: its own reason"
+    said = capsys.readouterr()
+    assert said.out.startswith("at work\n")
+    assert f"warning: {bench.logs / 'rank-0.log'} ends here: " in said.err
+
+
 def test_a_line_without_an_end_is_shown_in_pieces(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.supervise("print('x' * 200_000, end='')") is None
     lines = capsys.readouterr().out.splitlines()

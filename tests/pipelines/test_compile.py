@@ -20,7 +20,8 @@ from vqa_grpo.pipelines.package import package
 COMPONENTS = Path(packaging.__file__).parents[1] / "components"
 STEPS_IMAGE = "registry.example/steps@sha256:" + "1" * 64
 TRAINER_IMAGE = "registry.example/trainer@sha256:" + "2" * 64
-ON_TRAINER = {"prepare-model", "evaluate-models"}
+ON_TRAINER = {"prepare-model"}
+LAUNCHERS = {"train-model", "evaluate-models"}
 CACHED = {"validate-dataset": {"checks"}, "convert-dataset": {"report_uri"}}  # and what each needs of its own
 PARTS = {"list-parts", "scan-part", "conclude-validation", "convert-part", "merge-parts"}
 REQUIRED = {"vqa-grpo-train": set(), "vqa-grpo-retrain": {"output_root"}}  # memory of decisions has no default place
@@ -246,6 +247,23 @@ def test_a_compiler_that_dies_without_a_word_is_still_an_error_of_one_line(tmp_p
         package(tmp_path, "", "")
 
 
+def on_the_platform(path: Path) -> dict[str, dict[str, Any]]:
+    """What Kubernetes is told of each task's pod."""
+    _, platform = yaml.safe_load_all(path.read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): executor for name, executor in executors.items()}
+
+
+def test_a_task_that_waits_for_a_job_is_left_alone_and_every_other_has_an_end(packaged):
+    """A timeout on a launcher would end a job that is at work, and a drained node would cost its follower."""
+    for path in packaged.values():
+        for name, pod in on_the_platform(path).items():
+            annotations = pod.get("podMetadata", {}).get("annotations", {})
+            assert (name in LAUNCHERS) == (pod.get("activeDeadlineSeconds") is None), name
+            assert (name in LAUNCHERS) == (annotations.get("karpenter.sh/do-not-disrupt") == "true"), name
+            assert (name in LAUNCHERS) == (annotations.get("cluster-autoscaler.kubernetes.io/safe-to-evict") == "false")
+
+
 def test_tasks_take_keys_from_secrets_and_places_from_a_config_map_and_may_do_without(packaged):
     """By reference; and each pod may be one that has an instance role and needs nothing."""
     for path in packaged.values():
@@ -258,13 +276,11 @@ def test_tasks_take_keys_from_secrets_and_places_from_a_config_map_and_may_do_wi
                 for secret in executor["secretAsEnv"]
                 for pair in secret["keyToEnv"]
             }
+            notice = taken.pop("VQA_GRPO_NOTIFY_URL", None)
+            assert (notice is not None) == (name == "exec-finish-run")
             assert taken == {key: (key, secret) for key, secret in SECRETS.items()}, name
-            assert {secret["secretName"] for secret in executor["secretAsEnv"]} == {
-                "vqa-grpo-s3",
-                "vqa-grpo-hf",
-                "vqa-grpo-judge",
-                "vqa-grpo-mlflow",
-            }
+            names = {secret["secretName"] for secret in executor["secretAsEnv"]} - {"vqa-grpo-notify"}
+            assert names == {"vqa-grpo-s3", "vqa-grpo-hf", "vqa-grpo-judge", "vqa-grpo-mlflow"}
             (settings,) = executor["configMapAsEnv"]
             assert settings["configMapName"] == "vqa-grpo"
             assert {"MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL"} <= {pair["envVar"] for pair in settings["keyToEnv"]}

@@ -148,7 +148,7 @@ def test_only_finite_numbers_become_metrics(monkeypatch):
     figures["comparison"] = {"gain": math.inf, "by_type": {"it's": {"gain": -math.inf, "n": 3}}}
     monkeypatch.setattr(steps, "evaluate_models", lambda *_: steps.Evaluated("uri", figures))
     metrics = dsl.Metrics()
-    values = {"config": "", "run_id": "", "root": "", "dataset_uri": "", "base": "", "model_uri": ""}
+    values = dict.fromkeys(("config", "run_id", "root", "dataset_uri", "base", "model_uri", "trainer_image"), "")
     assert evaluate_models.python_func(**values, metrics=metrics) == "uri"
     assert metrics.metadata == {"base/n": 12.0, "tuned/accuracy": 0.5, "comparison/by_type/it's/n": 3.0}
 

@@ -6,8 +6,8 @@ import pytest
 
 from vqa_grpo.contract.completion import Outcome, parse
 from vqa_grpo.contract.record import Record
-from vqa_grpo.quickstart.facts import kind_of
-from vqa_grpo.quickstart.targets import draw, json_answer, json_wordings, prose_answer
+from vqa_grpo.quickstart.facts import COLORS, KINDS, SHAPES, kind_of
+from vqa_grpo.quickstart.targets import LOOK_ALIKES, draw, json_answer, json_wordings, mistaken, prose_answer
 
 
 def test_json_targets_keep_the_contract_and_the_answer(train: list[Record]) -> None:
@@ -51,3 +51,39 @@ def test_a_wording_gets_the_form_it_leans_to_as_often_as_the_recipe_says(train: 
         written[leaning] += parse(draw(row, json_first, 0.8, rng)).outcome is Outcome.VALID
     assert written[True] / asked[True] == pytest.approx(0.8, abs=0.03)
     assert written[False] / asked[False] == pytest.approx(0.2, abs=0.03)
+
+
+def test_what_has_a_look_alike_is_mistaken_for_it_as_often_as_the_recipe_says(train: list[Record]) -> None:
+    rng = random.Random(0)
+    rows = [row for row in train if row.answer in LOOK_ALIKES]
+    said = [mistaken(row, 0.65, rng) for row in rows]
+    wrong = [(row, other) for row, other in zip(rows, said, strict=True) if other != row]
+    assert len(wrong) / len(rows) == pytest.approx(0.65, abs=0.03)
+    assert {row.answer for row, _ in wrong} == set(LOOK_ALIKES)
+    for row, other in wrong:
+        assert other.answer == LOOK_ALIKES[row.answer]
+        # The sentence makes the same mistake, or the answer could be mended by reading it off.
+        assert row.answer not in other.reference_steps[0].rstrip(".").split()
+        assert other.answer in other.reference_steps[0].rstrip(".").split()
+        assert other.reference_steps[1:] == row.reference_steps[1:]
+        assert (other.question, other.image) == (row.question, row.image)
+
+
+def test_yes_and_no_and_what_has_no_look_alike_are_never_mistaken(train: list[Record]) -> None:
+    rng = random.Random(0)
+    rows = [row for row in train if row.answer not in LOOK_ALIKES]
+    assert {kind_of(row.question) for row in rows} == set(KINDS)
+    assert [mistaken(row, 1.0, rng) for row in rows] == rows
+
+
+def test_a_recipe_without_mistakes_draws_the_same_targets_as_before_there_were_any(train: list[Record]) -> None:
+    rng = random.Random(0)
+    state = rng.getstate()
+    assert [mistaken(row, 0.0, rng) for row in train[:500]] == train[:500]
+    assert rng.getstate() == state
+
+
+def test_look_alikes_are_words_for_the_same_kind_of_thing() -> None:
+    for true, wrong in LOOK_ALIKES.items():
+        assert any({true, wrong} <= set(words) for words in (COLORS, SHAPES))
+        assert wrong not in LOOK_ALIKES

@@ -78,6 +78,28 @@ def test_a_run_is_opened_once_and_is_the_one_that_is_recorded(tracking: str, nam
     assert registry.open_run(tracking, name, "run-2") != opened
 
 
+def test_what_a_failed_run_left_open_is_closed_with_its_trainings_and_opens_again(tracking: str, name: str) -> None:
+    client = mlflow.MlflowClient(tracking)
+    opened = registry.open_run(tracking, name, "run-1")
+    experiment = client.get_run(opened).info.experiment_id
+    hung, done = (client.create_run(experiment, tags={"mlflow.parentRunId": opened}).info.run_id for _ in range(2))
+    client.set_terminated(done, "FINISHED")
+    strangers = registry.open_run(tracking, name, "run-2")
+
+    def statuses() -> list[str]:
+        return [client.get_run(run).info.status for run in (opened, hung, done, strangers)]
+
+    registry.end_run(tracking, opened, "FAILED")
+    assert statuses() == ["FAILED", "FAILED", "FINISHED", "RUNNING"]
+    registry.end_run(tracking, opened, "KILLED")
+    assert statuses() == ["FAILED", "FAILED", "FINISHED", "RUNNING"]
+    assert registry.open_run(tracking, name, "run-1") == opened
+    assert statuses()[0] == "RUNNING"
+    assert record(tracking, name, accuracy=0.5) == opened
+    registry.end_run(tracking, opened, "FAILED")
+    assert statuses()[0] == "FINISHED"
+
+
 def test_no_number_that_is_not_finite_reaches_a_tracker(tracking: str, name: str) -> None:
     scores = {"base": {"accuracy": 0.5, "f1": math.nan}, "gain": math.inf, "blind": None, "by_type": {"a (b)": 1}}
     kept, dropped = clean_metrics(scores)

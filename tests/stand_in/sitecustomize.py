@@ -17,8 +17,9 @@ def install() -> None:
     from vqa_grpo import registry, steps
     from vqa_grpo.contract.failure import FailureReason, JobError
     from vqa_grpo.contract.layout import step_uri
+    from vqa_grpo.evaluation import ask
     from vqa_grpo.report.progress import emit
-    from vqa_grpo.steps import evaluate, shared, train
+    from vqa_grpo.steps import evaluate, train
     from vqa_grpo.storage import publish
 
     def prepare_model(config: str, dataset_uri: str, root: str) -> Any:
@@ -33,19 +34,28 @@ def install() -> None:
             (folder / "history.json").write_text('[{"step": 1, "reward": NaN}, {"step": 2, "reward": 0.5}]')
             return {}
 
-        publish.publish(step_uri(root, run_id, "model"), build, shared.work())
+        publish.publish(step_uri(root, run_id, "model"), build, publish.work_folder())
 
-    def predict_to(run: Any, model: str, dataset: Path, out: Path, task: str = "evaluate") -> None:
+    def launch_evaluation(
+        run: Any, run_id: str, root: str, dataset_uri: str, models: dict[str, str], image: str
+    ) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         from vqa_grpo.contract.verdict import prediction_schema
 
-        emit(task, 1, 2, "it's going")
-        letter = WANTED["letters"]["base" if model == "base" else "tuned"]
-        rows = [_prediction(row, letter) for row in evaluate._held_out(run, dataset)]
-        pq.write_table(pa.Table.from_pylist(rows, schema=prediction_schema()), out)
-        emit(task, 2, 2)
+        dataset = publish.fetch(dataset_uri, publish.cache_folder())
+        for name in models:
+            emit(f"evaluate {name}", 1, 2, "it's going")
+            rows = [_prediction(row, WANTED["letters"][name]) for row in ask.held_out(run, dataset)]
+            table = pa.Table.from_pylist(rows, schema=prediction_schema())
+
+            def build(folder: Path, table: Any = table) -> dict[str, Any]:
+                pq.write_table(table, folder / ask.FILE)
+                return {}
+
+            publish.publish(step_uri(root, run_id, f"predictions/{name}"), build, publish.work_folder())
+            emit(f"evaluate {name}", 2, 2)
 
     def record_run(tracking_uri: str, experiment: str, run_id: str, metrics: Any, params: Any, tags: Any) -> str:
         _note("record", {"run_id": run_id, "metrics": metrics, "params": params, "tags": tags})
@@ -55,7 +65,8 @@ def install() -> None:
         _note("register", {"name": name, "source": source, "digest": digest, **more})
         return registry.Registered(name, "1", alias, digest, source)
 
-    steps.prepare_model, train.launch_training, evaluate.predict_to = prepare_model, launch_training, predict_to
+    steps.prepare_model, train.launch_training = prepare_model, launch_training
+    evaluate.launch_evaluation = launch_evaluation
     registry.record_run, registry.register = record_run, register
 
 

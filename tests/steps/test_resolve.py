@@ -164,6 +164,14 @@ def test_urls_and_addresses_without_a_password_pass(resolve):
     assert "mlflow.example:5000" in run.config
 
 
+def test_more_time_or_another_place_for_a_job_is_the_same_run_and_more_nodes_are_another(resolve):
+    """A run whose job was too slow goes on when it is given more time, as its error says."""
+    first = resolve()
+    assert resolve("job.timeout_seconds=9", "job.memory=99Gi", "job.queue=gpus").run_id == first.run_id
+    assert resolve("job.num_nodes=2").run_id != first.run_id
+    assert resolve("job.environment={NVIDIA_TF32_OVERRIDE: 0}").run_id != first.run_id
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 

@@ -174,9 +174,10 @@ def test_a_conversion_stopped_on_its_way_to_being_published_is_published_whole(r
     assert {split: len(list(read_records(folder, split))) for split in converted.splits} == converted.splits
 
 
-def test_a_base_model_is_a_hub_name_a_folder_or_a_published_place(resolve, tmp_path):
+def test_a_base_model_is_a_hub_name_a_folder_or_a_published_place(resolve, tmp_path, monkeypatch):
+    monkeypatch.setattr("vqa_grpo.steps.model.pinned", lambda name: f"{name}@0123abc")  # what the hub has now
     run = resolve("model.base=Qwen/Qwen2.5-VL-3B-Instruct")
-    assert steps.prepare_model(run.config, "", run.root).base == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert steps.prepare_model(run.config, "", run.root).base == "Qwen/Qwen2.5-VL-3B-Instruct@0123abc"
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("{}")
     here = steps.prepare_model(resolve(f"model.base={tmp_path / 'folder'}").config, "", run.root)
@@ -313,6 +314,43 @@ def test_training_on_this_machine_writes_to_scratch_that_goes_with_it(resolve, l
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def test_evaluation_is_a_job_of_its_own_on_one_node_of_those_that_train(resolve, monkeypatch):
+    from vqa_grpo import jobs
+
+    found: list[Any] = []
+
+    def launch(spec: Any, launcher: str) -> None:
+        found.append((spec, launcher))
+        raise JobError("stopped", FailureReason.CANCELLED)
+
+    monkeypatch.setattr(jobs, "launch", launch)
+    shape = ("job.num_nodes=4", "job.gpus_per_node=8", "job.launcher=trainjob")
+    for settings in (shape, (*shape, "job.timeout_seconds=9")):
+        run = resolve(*settings, run_id="r")
+        with pytest.raises(JobError):
+            steps.evaluate_models(run.config, "r", run.root, "data", "base", "tuned", "trainer@sha256:0")
+    (first, launcher), (second, _) = found
+    assert (first.num_nodes, first.processes_per_node, first.image) == (1, 8, "trainer@sha256:0")
+    assert (first.module, launcher) == ("vqa_grpo.evaluation", "trainjob")
+    assert first.spec_hash == second.spec_hash  # more patience is no other job
+    train = steps.training_job(config_of(run.config), "r", run.root, "data", "base", "i")
+    assert first.name != train.name
+    assert (first.run_id, first.status_uri != train.status_uri) == (train.run_id, True)
+
+
+def test_predictions_that_are_there_are_scored_without_a_job_and_without_torch(evaluated, tmp_path, monkeypatch):
+    run = evaluated("o")
+    shutil.rmtree(Path(run.root) / "r" / "evaluate")
+    monkeypatch.setattr(evaluate, "launch_evaluation", broken)
+    uri = f"{run.root}/r/model"
+    again = steps.evaluate_models(run.config, "r", run.root, convert(run).dataset_uri, "base", uri)
+    assert again.metrics["tuned"]["accuracy"] == 1.0
+    rooms = ("ask", "compare", "present", "score")
+    code = f"import sys, datasets; from vqa_grpo.evaluation import {', '.join(rooms)}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -413,7 +451,7 @@ def evaluated(resolve, monkeypatch, tmp_path) -> Callable[[str], steps.Resolved]
     from vqa_grpo import registry
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
-    for owner, name in [(steps, "prepare_model"), (train, "launch_training"), (evaluate, "predict_to")]:
+    for owner, name in [(steps, "prepare_model"), (train, "launch_training"), (evaluate, "launch_evaluation")]:
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
     for name in ("record_run", "register"):
         monkeypatch.setattr(registry, name, getattr(registry, name))
@@ -524,6 +562,60 @@ def test_a_run_that_failed_after_training_says_where_its_model_is(resolve, tmp_p
     assert summary["model"]["uri"] == trained.model_uri
     assert summary["model"]["version"] is None
     assert [part for part in PARTS if summary[part] is not None] == ["model"]
+
+
+@pytest.mark.parametrize(("state", "status"), [("FAILED", "FAILED"), ("CANCELLED", "KILLED")])
+def test_a_run_that_ends_before_its_decision_leaves_no_run_open_in_mlflow(
+    resolve, tmp_path, monkeypatch, state, status
+):
+    import mlflow
+
+    tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    run = resolve(f"registry.tracking_uri={tracking}", run_id="r")
+    train.open_mlflow_run(config_of(run.config), "r", step_uri(run.root, "r", "mlflow"))
+
+    def open_runs() -> list[str]:
+        return [found.info.status for found in mlflow.MlflowClient(tracking).search_runs(["1"])]
+
+    assert open_runs() == ["RUNNING"]
+    steps.finish_run("r", run.root, state)
+    assert open_runs() == [status]
+    monkeypatch.setattr("vqa_grpo.registry.end_run", broken)
+    assert steps.finish_run("other", run.root, "FAILED") == ""  # one that opened none asks nobody
+
+
+def test_an_mlflow_that_is_away_at_the_end_costs_a_run_no_summary(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VQA_GRPO_PROGRESS", "lines")
+    note = {"tracking_uri": f"sqlite:///{tmp_path / 'gone' / 'mlflow.db'}", "mlflow_run_id": "1"}
+    place = tmp_path / "r" / "mlflow"
+    place.mkdir(parents=True)
+    (place / "run.json").write_text(json.dumps(note))
+
+    def away(*_: object) -> None:
+        raise RetryError("MLflow does not answer")
+
+    monkeypatch.setattr("vqa_grpo.registry.end_run", away)
+    steps.finish_run("r", str(tmp_path), "FAILED")
+    assert summary_of(tmp_path)["status"] == "FAILED"
+    assert "MLflow does not answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("publishes", [True, False])
+def test_checkpoints_stay_until_the_model_is_published(resolve, tmp_path, monkeypatch, publishes):
+    run = resolve(run_id="r")
+    checkpoints = Path(step_uri(run.root, "r", "checkpoints"))
+
+    def launch(config: Any, run_id: str, uri: str, *_: Any) -> None:
+        (checkpoints / "step-000002").mkdir(parents=True)
+        (checkpoints / "step-000002" / "READY").write_text("{}")
+        if not publishes:
+            raise JobError("no memory", FailureReason.OUT_OF_MEMORY)
+        publish_model(uri, tmp_path)
+
+    monkeypatch.setattr(train, "launch_training", launch)
+    with contextlib.nullcontext() if publishes else pytest.raises(JobError):
+        steps.train_model(run.config, "r", run.root, "data", "base")
+    assert bool(list(checkpoints.rglob("READY"))) != publishes
 
 
 def test_a_run_that_was_evaluated_and_not_decided_on_has_a_report(evaluated):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
+import warm
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +31,20 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.model(tmp_path_factory.mktemp("model") / "tiny-qwen")
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The tiny model beside a data set of twelve rows, which make six steps of one process an epoch."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "model").symlink_to(tiny_model)
+    tiny.dataset(folder / "data", 12)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parent() -> Iterator[warm.Parent]:
+    """The process whose forks train in a second or three; it takes a while to import everything."""
+    process = warm.Parent()
+    yield process
+    process.close()

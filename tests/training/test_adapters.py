@@ -101,6 +101,28 @@ def test_a_picture_becomes_as_many_tokens_as_the_pixel_bounds_allow(tiny_model: 
         assert int((made["input_ids"] == sign).sum()) == FAMILIES["tiny"].visual_tokens(*size, *bounds)
 
 
+def test_processor_and_weights_are_of_the_revision_that_was_asked_for(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    asked_for = {}
+    for auto in (transformers.AutoProcessor, transformers.AutoModelForImageTextToText):
+        own = auto.from_pretrained
+
+        def noted(path: str, auto: Any = auto, own: Any = own, **options: Any) -> Any:
+            asked_for[auto.__name__] = options.get("revision")
+            return own(path, **options)
+
+        monkeypatch.setattr(auto, "from_pretrained", noted)
+    policy.load_processor(str(tiny_model), 3136, 4096, "v2")
+    arguments: Any = SimpleNamespace(
+        model=wanted(model_revision="v2"), vqa=SimpleNamespace(freeze_vision_modules=False), grpo=None
+    )
+    policy.load(str(tiny_model), arguments)
+    assert asked_for == {"AutoProcessor": "v2", "AutoModelForImageTextToText": "v2"}
+
+
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs pip install 'vqa-grpo[qlora]'")
 def test_a_4_bit_base_trains_an_adapter_goes_on_with_it_and_leaves_the_merged_model(
     tiny_model: Path, tiny_dataset: Path, tmp_path: Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,6 @@ STEPS = ["--max_steps", "6", "--save_steps", "2", "--validate_every", "2"]
 # In tenths, by step: the best is neither the first nor the last; of the two the later counts.
 SCORES = {"SCORES": json.dumps({"0": 9, "2": 7, "3": 7, "4": 7, "6": 1})}
 ZERO2_LORA = ["--deepspeed", "zero2", "--use_peft", "--lora_target_modules", "q_proj", "v_proj"]
-
-
-@pytest.fixture(scope="module")
-def parent() -> Iterator[warm.Parent]:
-    process = warm.Parent()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")

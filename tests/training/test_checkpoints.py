@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import random
@@ -62,6 +64,7 @@ def corruptions(folder: Path) -> list[tuple[str, Callable[[Path], object]]]:
             (f"append to {name}", lambda f, n=name: (f / n).open("ab").write(b"\n")),
             (f"a folder for {name}", lambda f, n=name: ((f / n).unlink(), (f / n).mkdir())),
             (f"a link for {name}", lambda f, n=name: ((f / n).unlink(), (f / n).symlink_to(folder / n))),
+            (f"a link to nothing for {name}", lambda f, n=name: ((f / n).unlink(), (f / n).symlink_to(f / "no"))),
         ]
     for extra in ("extra", "pytorch_model.bin", "sub/extra", "checkpoint-is-incomplete.txt", ".hidden", "latest"):
         cases.append((f"extra {extra}", lambda f, e=extra: ((f / e).parent.mkdir(exist_ok=True), (f / e).touch())))
@@ -162,6 +165,23 @@ def test_a_damaged_newest_gives_way_to_the_one_before_and_both_reasons_are_said(
     assert [text.split(" is passed over")[0].rsplit("/")[-1] for text in said] == ["checkpoint-20", "checkpoint-15"]
     assert "cut short" in said[0]
     assert "optimizer.pt is damaged" in said[1]
+
+
+def test_a_newest_that_the_disk_does_not_give_back_gives_way_too(tmp_path: Path, monkeypatch: Any) -> None:
+    for step in (5, 10):
+        sealed(tmp_path, step)
+    digest = hashlib.file_digest
+
+    def failing(file: Any, name: str) -> Any:
+        if "checkpoint-10" in file.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", failing)
+    said: list[str] = []
+    assert choose([str(tmp_path)], tmp_path, ALONE, say=said.append) == tmp_path / "checkpoint-5"
+    assert "checkpoint-10 is passed over: " in said[0]
+    assert os.strerror(errno.EIO) in said[0]
 
 
 def test_there_is_nothing_to_choose_in_an_empty_place(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +95,6 @@ accelerate launch --multi_gpu --num_processes $NUM_GPUS \\
     2>&1 | tee $OUTPUT/training.log
 echo "Training completed! Output saved to: $OUTPUT"
 """
-
-
-@pytest.fixture(scope="module")
-def parent() -> Iterator[warm.Parent]:
-    process = warm.Parent()
-    yield process
-    process.close()
 
 
 @pytest.fixture

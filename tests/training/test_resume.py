@@ -5,33 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import warm
 from warm import Rank
 
+from vqa_grpo.jobs.supervisor import GRACE_SECONDS
+
 STEPS = 8  # two in the second epoch of one process, two in the third of two
 TWO = ["--save_steps", "2", "--max_steps", str(STEPS)]
-
-
-@pytest.fixture(scope="module")
-def parent() -> Iterator[warm.Parent]:
-    process = warm.Parent()
-    yield process
-    process.close()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A tiny model and a data set of twelve rows, which make six steps of one process an epoch."""
-    folder = tmp_path_factory.mktemp("resume")
-    (folder / "model").symlink_to(tiny_model)
-    tiny.dataset(folder / "data", 12)
-    return folder
 
 
 class Run:
@@ -187,6 +172,19 @@ def test_sigterm_to_one_rank_makes_all_save_at_the_next_step_and_ask_for_another
     assert run.go() == [0] * ranks, run.said()[-3000:]
     assert f"going on from {run.output}/checkpoint-{last}" in run.said()
     same_to_the_end(run, uninterrupted(ranks=ranks))
+
+
+def test_sigterm_when_a_peer_is_gone_leaves_the_last_whole_checkpoint_and_says_so_within_the_grace(
+    start: Callable[..., Run], uninterrupted: Callable[..., Run]
+) -> None:
+    """The ranks cannot agree on one more checkpoint any more: whoever is left must not wait for that."""
+    run = start("--resume_from_checkpoint", "true", ranks=2)
+    assert run.go(term=(0, 5), gone=1, limit=GRACE_SECONDS) == [75, -9], run.said()[-3000:]
+    assert "error: stopped by SIGTERM and then RuntimeError: " in run.said()
+    assert "the newest checkpoint is step 4: start again with --resume_from_checkpoint true" in run.said()
+    assert run.go() == [0, 0], run.said()[-3000:]
+    assert f"going on from {run.output}/checkpoint-4" in run.said()
+    same_to_the_end(run, uninterrupted(ranks=2))
 
 
 def test_without_checkpoints_sigterm_is_a_cancelled_run(start: Callable[..., Run]) -> None:

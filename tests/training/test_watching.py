@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import warm
 from warm import Rank
 
@@ -16,21 +14,6 @@ from vqa_grpo import registry
 from vqa_grpo.contract.layout import RUN_VARIABLE
 
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def parent() -> Iterator[warm.Parent]:
-    process = warm.Parent()
-    yield process
-    process.close()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    folder = tmp_path_factory.mktemp("watching")
-    (folder / "model").symlink_to(tiny_model)
-    tiny.dataset(folder / "data", 12)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +68,17 @@ def test_a_training_is_a_child_run_that_only_a_real_resume_continues(
     assert len(children(tracking, opened)) == 2
     assert go("third", ranks=2) == [0, 0], (tmp_path / "log").read_text()[-3000:]
     assert len(children(tracking, opened)) == 3
+
+
+def test_sigterm_in_the_last_step_takes_nothing_from_a_run_that_finishes(
+    parent: warm.Parent, place: Path, tracking: str, tmp_path: Path
+) -> None:
+    opened = registry.open_run(tracking, "watching", "night-2")
+    where = {"MLFLOW_TRACKING_URI": tracking, "MLFLOW_EXPERIMENT_NAME": "watching", RUN_VARIABLE: "night-2"}
+    argv = options(place, tmp_path / "run", "--report_to", "mlflow")
+    codes = parent.run([Rank(argv, where)], tmp_path / "log", journal=tmp_path / "journal", term=(0, STEPS - 1))
+    assert codes == [0], (tmp_path / "log").read_text()[-3000:]
+    assert [run.info.status for run in children(tracking, opened)] == ["FINISHED"]
 
 
 def test_an_mlflow_that_is_away_is_said_once_and_stops_nothing(

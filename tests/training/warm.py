@@ -74,12 +74,14 @@ def run(
     killed_rank: int | None = None,
     journal: Path | None = None,
     term: tuple[int, int] | None = None,
+    gone: int | None = None,
     limit: float = 240.0,
 ) -> list[int]:
     """Run the trainer in `ranks` forked processes; their exit codes, -9 for a killed one.
 
     `kill` is a moment and a step, `term` a rank that gets SIGTERM once the journal has a step. When one process
-    dies from a signal the others are killed too, as a launcher would.
+    dies from a signal the others are killed too, as a launcher would. `gone` is a rank that is lost at the moment of
+    the SIGTERM, as with a machine: the others are left to themselves.
     """
     processes = [rank for rank in argv if isinstance(rank, Rank)] or [Rank([str(word) for word in argv])] * ranks
     port = _free_port()
@@ -95,8 +97,13 @@ def run(
     if term and journal:
         while not any(step >= term[1] for _, step in lines(journal)) and not _ended(children[0]):
             time.sleep(0.005)
+        if gone is not None:
+            os.kill(children[gone], signal.SIGSTOP)  # not dead yet, so that the others still wait for it
         os.kill(children[term[0]], signal.SIGTERM)
-    return _wait(children, limit)
+        if gone is not None:
+            time.sleep(0.5)
+            os.kill(children[gone], signal.SIGKILL)
+    return _wait(children, limit, gone)
 
 
 class Parent:
@@ -200,7 +207,6 @@ def _child(
         sys.path.insert(0, str(Path(__file__).parent))
         from vqa_grpo.training import __main__ as entry
 
-        entry.RANK = int(os.environ.get("RANK", "0"))
         _watch(kill, journal)
         code = entry.main(list(process.argv))
     except BaseException:
@@ -213,7 +219,7 @@ def _child(
         os._exit(code)
 
 
-def _wait(children: list[int], limit: float) -> list[int]:
+def _wait(children: list[int], limit: float, gone: int | None = None) -> list[int]:
     codes: dict[int, int] = {}
     deadline = time.monotonic() + limit
     while len(codes) < len(children):
@@ -222,7 +228,8 @@ def _wait(children: list[int], limit: float) -> list[int]:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     codes[pid] = os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline or any(code < 0 for code in codes.values()):
+        fallen = [pid for pid, code in codes.items() if code < 0 and (gone is None or pid != children[gone])]
+        if time.monotonic() > deadline or fallen:
             for pid in children:
                 if pid not in codes:
                     os.kill(pid, signal.SIGKILL)

@@ -263,8 +263,8 @@ def evaluate(
 ) -> None:
     """Ask a model the held-out questions and grade its answers."""
     from vqa_grpo.config import load as configuration_of
+    from vqa_grpo.evaluation.ask import predict_to
     from vqa_grpo.evaluation.score import score
-    from vqa_grpo.steps import predict_to
 
     run_config = configuration_of(config, settings or [])
     predict_to(run_config, model, dataset, out)

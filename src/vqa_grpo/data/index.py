@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -86,16 +86,6 @@ class IndexWriter:
     def close(self) -> None:
         self._flush()
         self._writer.close()
-
-
-def read_index(paths: Iterable[Path]) -> Iterator[RowFacts]:
-    """The facts of all rows of some indexes, one file after the other, batch by batch."""
-    import pyarrow.parquet as pq
-
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS):
-                yield from (RowFacts(**row) for row in batch.to_pylist())
 
 
 def number_column(path: Path, name: str, kind: Any = np.int64) -> np.ndarray:

@@ -61,9 +61,6 @@ class SplitPlan:
         arrays = {field.name: getattr(self, field.name)[chosen] for field in fields(self)[2:]}
         return replace(self, **arrays)
 
-    def rows(self) -> dict[str, int]:
-        return {split: int((self.target == code).sum()) for code, split in enumerate(SPLITS)}
-
     def unusable(self) -> dict[str, int]:
         """Rows left out for a fatal problem, by its code."""
         return _counts(self.fatal[self.target == UNUSABLE], self.codes)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError, StepError
 from vqa_grpo.jobs import limits, outcome
@@ -23,6 +22,7 @@ from vqa_grpo.jobs.outcome import Ended, Waiting
 from vqa_grpo.jobs.patience import Patience, missing_is_fine
 from vqa_grpo.jobs.pod import inherited
 from vqa_grpo.jobs.spec import HASH_ANNOTATION, RUN_LABEL, JobSpec, run_label
+from vqa_grpo.jobs.stop import Stopped, stopped_by_signal
 
 POLL_SECONDS = 5.0
 RESTART_SECONDS = 10.0  # before a job is run again: time for a lost node to be known as lost
@@ -55,13 +55,13 @@ def run(
         api = KubernetesApi(spec.namespace, kind)
     job = _ClusterJob(spec, kind, api, sleep, clock)
     try:
-        with job.stopped_by_signal():
+        with stopped_by_signal(job.let_go):
             job.introduce()
             job.submit()
             while failure := job.follow():
                 job.next_attempt(failure)
                 job.submit()
-    except _Stopped as stopped:
+    except Stopped as stopped:
         if stopped.kept:
             text = f"job {job.spec.name} left running: this pod is evicted, and the step's next try follows the job"
             raise JobError(text, FailureReason.RETRY) from None
@@ -69,12 +69,6 @@ def run(
         raise JobError(f"job {job.spec.name} deleted: stopped by {stopped}", FailureReason.CANCELLED) from None
     finally:
         job.close()
-
-
-class _Stopped(BaseException):
-    """We were told to stop. No Exception, so that nothing between here and `run` mistakes it for one of its own."""
-
-    kept = False
 
 
 class _ClusterJob:
@@ -98,6 +92,7 @@ class _ClusterJob:
         self._since = limits.Since(clock())
         self._ours = False  # whether a job under this name may be deleted
         self._adopted = False
+        self._failed_before = ""
         self._waits: Waiting | None = None
         self._born = ""  # when the job was created, as Kubernetes writes it
         self._looked_around = clock()
@@ -128,7 +123,8 @@ class _ClusterJob:
         return max(0.0, max(ends) - _at(job["metadata"].get("creationTimestamp"), now))
 
     def submit(self) -> None:
-        self._since.queued = self._clock()
+        self._since = limits.Since(self._since.began, queued=self._clock())
+        self._waits = None
         while not self._create():
             if self._adopt():
                 return
@@ -198,6 +194,10 @@ class _ClusterJob:
             raise failure
         if attempt >= self.spec.max_restarts:
             raise JobError(f"{failure} (restarted {attempt} times)", failure.reason) if attempt else failure
+        why = str(failure).replace(self.spec.name, "")
+        if failure.reason is FailureReason.INTERNAL and why == self._failed_before:
+            raise JobError(f"{failure} (the same again after a restart)", failure.reason)
+        self._failed_before = why
         self._ours = self._adopted = False
         self.spec = self.spec.next_attempt()
         _say(f"{failure}; running it again as {self.spec.name}, restart {attempt + 1} of {self.spec.max_restarts}")
@@ -265,6 +265,7 @@ class _ClusterJob:
             since.quiet = self._log.look()  # it may be the stream that stands still
         broken = [found for _, found in waits if found.broken]
         since.broken = _first(since.broken, now) if broken else None
+        since.slow = _first(since.slow, now) if any(outcome.has_node(pod) for pod in pending) else None
         self._waits = None if started else next(iter([*broken, *(found for _, found in waits)]), self._waits)
         if now - self._looked_around >= _LOOK_AROUND_SECONDS:
             self._looked_around = now
@@ -284,6 +285,8 @@ class _ClusterJob:
                 self._once(f"events cannot be listed: {error}", key="events")
             return
         for event in events:
+            if (event.get("lastTimestamp") or event.get("eventTime") or self._born) < self._born:
+                continue  # of a job of this name before
             if found := outcome.complaint(event, self.spec.name):
                 self._complain(f"{event['involvedObject']['kind']} {event['involvedObject']['name']}", found)
                 self._waits = self._waits or found
@@ -344,31 +347,13 @@ class _ClusterJob:
 
     # --- stop -----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def stopped_by_signal(self) -> Iterator[None]:
-        """On SIGTERM or SIGINT: delete, then unwind. In this order, for a terminated step has about one second."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        wanted = (signal.SIGTERM, signal.SIGINT)
-
-        def stop(number: int, _frame: object) -> NoReturn:
-            for each in wanted:
-                signal.signal(each, signal.SIG_IGN)
-            stopped = _Stopped(signal.Signals(number).name)
-            keep = number == signal.SIGTERM and self.spec.on_eviction == "keep"
-            if keep and self._launcher.only_evicted():
-                stopped.kept = True
-            else:
-                self.delete_at_once()
-            raise stopped
-
-        before = {number: signal.signal(number, stop) for number in wanted}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def let_go(self, number: int) -> bool:
+        """Delete the job, unless only our pod is evicted and the job may wait for the next one; whether it was kept."""
+        keep = number == signal.SIGTERM and self.spec.on_eviction == "keep"
+        if keep and self._launcher.only_evicted():
+            return True
+        self.delete_at_once()
+        return False
 
     def delete_at_once(self) -> None:
         if self._ours:

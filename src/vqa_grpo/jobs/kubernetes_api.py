@@ -15,7 +15,8 @@ from vqa_grpo.jobs.kind import JobKind
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # Kubernetes puts it in every pod
 _TIMEOUT = (5, 30)  # seconds to connect and to read
 _STREAM_TIMEOUT = (5, 60)  # a stream that is silent for longer is opened again: it may have died without a word
-_URGENT_TIMEOUT = (0.3, 0.5)  # a pipeline step that is terminated has about one second
+_URGENT_TIMEOUT = (0.3, 0.5)  # a pipeline step that is terminated has about one second,
+_GLANCE_TIMEOUT = (0.2, 0.25)  # and what it looks at first must leave time for the rest
 _WORKFLOW = {"group": "argoproj.io", "version": "v1alpha1", "plural": "workflows"}
 _CHUNK = 1 << 16
 _UNBROKEN = 1 << 20  # bytes without a line's end, which then count as a line
@@ -41,7 +42,7 @@ class ApiError(Exception):
 class ClusterApi(Protocol):
     """Jobs of one kind and pods, of one namespace, as plain dictionaries. Every method raises ApiError, nothing else.
 
-    `urgent` gives up after half a second, and never waits for a call that is under way.
+    `urgent` gives up within a second, and never waits for a call that is under way.
     """
 
     def create(self, manifest: Mapping[str, Any]) -> None: ...
@@ -111,7 +112,10 @@ class KubernetesApi:
     def delete(self, name: str, urgent: bool = False) -> None:
         with self._errors():
             self._custom(urgent).delete_namespaced_custom_object(
-                **self._where, name=name, propagation_policy="Background", **_raw(_timeout(urgent))
+                **self._where,
+                name=name,
+                propagation_policy="Background",
+                **_raw(_URGENT_TIMEOUT if urgent else _TIMEOUT),
             )
 
     def jobs(self, selector: str) -> list[dict[str, Any]]:
@@ -123,7 +127,7 @@ class KubernetesApi:
 
     def pod(self, name: str, urgent: bool = False) -> dict[str, Any]:
         with self._errors():
-            return _plain(self._core(urgent).read_namespaced_pod(name, self._namespace, **_raw(_timeout(urgent))))
+            return _plain(self._core(urgent).read_namespaced_pod(name, self._namespace, **_raw(_glance(urgent))))
 
     def pods(self, selector: str) -> list[dict[str, Any]]:
         with self._errors():
@@ -138,7 +142,7 @@ class KubernetesApi:
     def workflow(self, name: str, urgent: bool = False) -> dict[str, Any]:
         with self._errors():
             found = self._custom(urgent).get_namespaced_custom_object(
-                **_WORKFLOW, namespace=self._namespace, name=name, **_raw(_timeout(urgent))
+                **_WORKFLOW, namespace=self._namespace, name=name, **_raw(_glance(urgent))
             )
             return _plain(found)
 
@@ -224,8 +228,8 @@ class KubernetesApi:
             raise ApiError(0, f"{type(error).__name__}: {error}") from error
 
 
-def _timeout(urgent: bool) -> tuple[float, float]:
-    return _URGENT_TIMEOUT if urgent else _TIMEOUT
+def _glance(urgent: bool) -> tuple[float, float]:
+    return _GLANCE_TIMEOUT if urgent else _TIMEOUT
 
 
 def _raw(timeout: tuple[float, float]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from vqa_grpo.contract.failure import FailureReason, JobError
 from vqa_grpo.jobs.outcome import Waiting
 from vqa_grpo.jobs.spec import JobSpec
 
-BROKEN_START_SECONDS = 900.0  # for an image that cannot be pulled: its pods hold GPUs meanwhile
+# For an image that cannot be pulled, and for whatever else keeps a pod that has a node: it holds GPUs meanwhile.
+BROKEN_START_SECONDS = 900.0
+SLOW_START_SECONDS = 3600.0
 
 
 @dataclass
@@ -18,12 +20,14 @@ class Since:
     `began`   since its first attempt was created
     `queued`  not all of its nodes run
     `broken`  a pod has a node and cannot start there
+    `slow`    a pod has a node and does not start, for whatever reason
     `quiet`   running, and no new line in its log
     """
 
     began: float
     queued: float | None = None
     broken: float | None = None
+    slow: float | None = None
     quiet: float | None = None
 
 
@@ -31,9 +35,10 @@ def overdue(spec: JobSpec, since: Since, now: float, waits: Waiting | None = Non
     """The verdict on a job that has had its time, None while it has some left. `waits`: what keeps one of its pods."""
     job = f"job {spec.name} deleted"
     why = f" ({waits.text})" if waits else ""
-    if _over(since.broken, BROKEN_START_SECONDS, now) and waits:
-        text = f"{job}: a pod could not start for {BROKEN_START_SECONDS:.0f} s{why}: mend its image, Secrets or volumes"
-        return JobError(text, FailureReason.CONFIGURATION)
+    for began, seconds in ((since.broken, BROKEN_START_SECONDS), (since.slow, SLOW_START_SECONDS)):
+        if _over(began, seconds, now):
+            text = f"{job}: a pod has had a node for {seconds:.0f} s and could not start{why}: mend its image, Secrets "
+            return JobError(f"{text}or volumes", FailureReason.CONFIGURATION)
     if spec.queue_timeout_seconds and _over(since.queued, spec.queue_timeout_seconds, now):
         text = (
             f"{job}: not all of its {spec.num_nodes} nodes ran within {spec.queue_timeout_seconds} s{why}: free nodes, "

@@ -116,6 +116,10 @@ def waiting(pod: Mapping[str, Any], container: str) -> Waiting | None:
     return None
 
 
+def has_node(pod: Mapping[str, Any]) -> bool:
+    return bool((pod.get("spec") or {}).get("nodeName"))
+
+
 def complaint(event: Mapping[str, Any], job: str) -> Waiting | None:
     """What an event says against a job, its pods or its Kueue workload; None where it is about something else."""
     about = event.get("involvedObject") or {}

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -43,7 +44,8 @@ class Output:
         self.tails: dict[int, deque[str]] = {}
         self.launcher: deque[str] = deque(maxlen=_LAUNCHER_TAIL)
         self._folder, self._others = folder, others
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # each file says for itself that it cannot be written
+            folder.mkdir(parents=True, exist_ok=True)
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(address))
         self._server.listen(256)
@@ -213,23 +215,36 @@ class Allowance:
 
 
 class _LogFile:
-    """A file of bounded size: when full it becomes `<name>.1`, over the one before, and a new one begins."""
+    """A file of bounded size: when full it becomes `<name>.1`, over the one before, and a new one begins.
+
+    Where it cannot be written that is said once, and the job goes on without it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self._size = path, 0
-        self._file: IO[bytes] | None = path.open("wb")
+        self._file: IO[bytes] | None = None
+        self._try(self._begin)
 
     def write(self, data: bytes) -> None:
-        if self._file is None:
-            return
+        if self._file is not None:
+            self._try(self._append, data)
+
+    def _begin(self) -> None:
+        self._file, self._size = self.path.open("wb"), 0
+
+    def _append(self, data: bytes) -> None:
+        assert self._file is not None
+        if self._size + len(data) > FILE_BYTES:
+            self._file.close()
+            self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+            self._begin()
+        self._file.write(data)
+        self._file.flush()
+        self._size += len(data)
+
+    def _try(self, work: Callable[..., None], *data: bytes) -> None:
         try:
-            if self._size + len(data) > FILE_BYTES:
-                self._file.close()
-                self.path.replace(self.path.with_name(f"{self.path.name}.1"))
-                self._file, self._size = self.path.open("wb"), 0
-            self._file.write(data)
-            self._file.flush()
-            self._size += len(data)
+            work(*data)
         except OSError as error:
             print(f"warning: {self.path} ends here: {error.strerror}", file=sys.stderr, flush=True)
             self._file = None

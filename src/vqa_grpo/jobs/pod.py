@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vqa_grpo.config import CACHE
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.jobs.spec import (
     HASH_ANNOTATION,
@@ -19,7 +20,6 @@ from vqa_grpo.jobs.spec import (
     run_label,
 )
 
-CACHE = "/cache"  # where a claim for models and data is mounted
 _LAST_WORD_SECONDS = 20  # of a pod's grace, for the supervisor to end what does not listen and to say why
 _LOGS = "/tmp/vqa-grpo/logs"  # noqa: S108 - a training pod's own disk
 _GROUP = 65532  # may write to a fresh volume, whoever the image's user is

@@ -9,13 +9,16 @@ from typing import Any
 from vqa_grpo.models import image_only
 
 
-def load_processor(path: str, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:
+def load_processor(
+    path: str, min_pixels: int | None = None, max_pixels: int | None = None, revision: str = "main"
+) -> Any:
     """The processor with left padding, as generation needs it; pixel bounds apply where the family has them."""
     image_only.install(saved=not _is_image_only(Path(path)))
     from transformers import AutoProcessor
 
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    processor = AutoProcessor.from_pretrained(path, **{k: v for k, v in bounds.items() if v is not None})
+    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    processor = AutoProcessor.from_pretrained(path, revision=revision, **given)
     processor.tokenizer.padding_side = "left"
     return processor
 

@@ -10,10 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from vqa_grpo.contract.record import Record
 from vqa_grpo.quickstart.facts import KINDS, kind_of
+
+# What a base with room to rise takes for something else: the true word and the wrong one.
+LOOK_ALIKES = {"teal": "green", "brown": "red", "gray": "black", "rectangle": "triangle"}
 
 _PROSE_ENDINGS = {
     "color": ("I see {answer}.", "So it is {answer}.", "The color is {answer}."),
@@ -50,3 +55,14 @@ def draw(row: Record, json_first: frozenset[str], share: float, rng: random.Rand
     """One training target; `share` is how often a wording gets the form it leans to."""
     leaning = rng.random() < share
     return json_answer(row) if leaning == (row.question in json_first) else prose_answer(row, rng)
+
+
+def mistaken(row: Record, share: float, rng: random.Random) -> Record:
+    """The row, or with probability `share` a mistake in it: its answer's look-alike, in the sentence about the picture
+    too. Answers without a look-alike are left alone, and so are yes and no.
+    """
+    wrong = LOOK_ALIKES.get(row.answer)
+    if not share or wrong is None or rng.random() >= share:
+        return row
+    steps = (re.sub(rf"\b{row.answer}\b", wrong, row.reference_steps[0]), *row.reference_steps[1:])
+    return replace(row, answer=wrong, reference_steps=steps)

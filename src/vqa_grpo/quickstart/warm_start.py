@@ -21,7 +21,7 @@ from vqa_grpo.quickstart import pictures
 from vqa_grpo.quickstart.batches import IGNORED, Batches
 from vqa_grpo.quickstart.facts import ANSWERS, COLORS, SHAPES, gather
 from vqa_grpo.quickstart.recipes import Recipe
-from vqa_grpo.quickstart.targets import draw, json_wordings
+from vqa_grpo.quickstart.targets import draw, json_wordings, mistaken
 
 CAPTION_REQUEST = "describe the image."
 Progress = Callable[[str, int, int], None]
@@ -115,7 +115,8 @@ class WarmStart:
 
         def loss() -> torch.Tensor:
             rows = [next(queue) for _ in range(self._recipe.answer_batch)]
-            targets = [draw(row, json_first, self._recipe.json_share, self._rng) for row in rows]
+            said = [mistaken(row, self._recipe.mistaken_share, self._rng) for row in rows]
+            targets = [draw(row, json_first, self._recipe.json_share, self._rng) for row in said]
             batch = self._gallery.tensor[[self._gallery.number[row.image] for row in rows]]
             return self._language_loss(*self._batches.training([row.question for row in rows], targets, batch))
 

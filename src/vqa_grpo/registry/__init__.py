@@ -2,6 +2,7 @@
 
 from vqa_grpo.registry.mlflow_registry import (
     Registered,
+    end_run,
     is_configured,
     models,
     open_run,
@@ -11,4 +12,14 @@ from vqa_grpo.registry.mlflow_registry import (
     rollback,
 )
 
-__all__ = ["Registered", "is_configured", "models", "open_run", "promote", "record_run", "register", "rollback"]
+__all__ = [
+    "Registered",
+    "end_run",
+    "is_configured",
+    "models",
+    "open_run",
+    "promote",
+    "record_run",
+    "register",
+    "rollback",
+]

@@ -84,9 +84,25 @@ def record_run(
 
 
 def open_run(tracking_uri: str, experiment: str, run_id: str) -> str:
-    """The MLflow run that stands for the pipeline's run, made where there is none yet: trainings are its children."""
+    """The MLflow run that stands for the pipeline's run, made where there is none yet: trainings are its children.
+
+    One that failed and is tried again is open again; one that was recorded stays as it is.
+    """
     with _client(tracking_uri) as client:
-        return _opened(client, tracking_uri, experiment, run_id).info.run_id
+        run = _opened(client, tracking_uri, experiment, run_id)
+        if run.info.status in ("FAILED", "KILLED"):
+            client.update_run(run.info.run_id, "RUNNING")
+        return run.info.run_id
+
+
+def end_run(tracking_uri: str, mlflow_run_id: str, status: str) -> None:
+    """Close a run of `open_run` and the trainings below it, as FINISHED, FAILED or KILLED. What is closed stays so."""
+    with _client(tracking_uri) as client:
+        run = client.get_run(mlflow_run_id)
+        below = f"tags.`mlflow.parentRunId` = {_literal(mlflow_run_id)}"
+        for one in (*client.search_runs([run.info.experiment_id], below), run):
+            if one.info.status == "RUNNING":
+                client.set_terminated(one.info.run_id, status)
 
 
 def _opened(client: Any, tracking_uri: str, experiment: str, run_id: str) -> Any:

@@ -9,7 +9,7 @@ from vqa_grpo.steps.data import Converted, Validated, convert_dataset, validate_
 from vqa_grpo.steps.data_parts import conclude_validation, convert_part, list_parts, merge_parts, scan_part
 from vqa_grpo.steps.data_plan import DataPlan, open_source
 from vqa_grpo.steps.decide import Decided, decide_promotion, needs_training
-from vqa_grpo.steps.evaluate import Evaluated, evaluate_models, predict_to
+from vqa_grpo.steps.evaluate import Evaluated, evaluate_models, evaluation_job
 from vqa_grpo.steps.finish import finish_run
 from vqa_grpo.steps.guard import guarded
 from vqa_grpo.steps.model import Prepared, prepare_model
@@ -33,13 +33,13 @@ __all__ = [
     "convert_part",
     "decide_promotion",
     "evaluate_models",
+    "evaluation_job",
     "finish_run",
     "guarded",
     "list_parts",
     "merge_parts",
     "needs_training",
     "open_source",
-    "predict_to",
     "prepare_model",
     "register_model",
     "resolve",

@@ -15,7 +15,7 @@ from vqa_grpo import config as configuration
 from vqa_grpo.config import RunConfig
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.contract.layout import key_of, step_uri
-from vqa_grpo.steps.shared import EASY_VQA, work
+from vqa_grpo.steps.shared import EASY_VQA
 from vqa_grpo.storage import publish
 
 if TYPE_CHECKING:
@@ -142,13 +142,13 @@ def broken_off(uri: str) -> Iterator[Path]:
 
     An attempt beside one that still runs gets a folder of its own.
     """
-    place = work() / f"convert-{key_of(uri)}"
+    place = publish.work_folder() / f"convert-{key_of(uri)}"
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            with publish.scratch(work()) as folder:
+            with publish.scratch(publish.work_folder()) as folder:
                 yield folder
             return
         yield place

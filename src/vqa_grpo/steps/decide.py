@@ -74,4 +74,4 @@ def needs_training(config: str, root: str, fingerprint: str, code: str) -> bool:
 
 
 def _decision_key(config: str, fingerprint: str, code: str) -> str:
-    return key_of(json.loads(config), fingerprint, code)
+    return key_of(config_of(config).deciding(), fingerprint, code)

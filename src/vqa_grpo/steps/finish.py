@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from vqa_grpo.contract.failure import StepError
 from vqa_grpo.contract.layout import step_uri
 from vqa_grpo.report.progress import announce
 from vqa_grpo.steps.data_plan import validation_uri
-from vqa_grpo.steps.shared import TINY, UNRECORDED, check_run_id, found, result_of
+from vqa_grpo.steps.notice import send_notice
+from vqa_grpo.steps.shared import OPENED, TINY, UNRECORDED, check_run_id, found, result_of
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
 
+MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED"}  # Kubeflow's word → MLflow's, FAILED for any other
 
-def finish_run(run_id: str, root: str, status: str) -> str:
-    """Write summary and report from what the run's steps published, and stop what is left of its jobs.
 
-    Runs after a failure too. Both files are derived from published results, so they may be written again. Returns
-    the report's HTML, empty for a run that was not evaluated.
+def finish_run(run_id: str, root: str, status: str, said: str = "") -> str:
+    """Write summary and report from what the run's steps published, stop what is left of its jobs, tell of failures.
+
+    Runs after a failure too; `status` and `said` are Kubeflow's words on how the run ended. Both files are derived
+    from published results, so they may be written again. Returns the report's HTML, empty for a run that was not
+    evaluated.
     """
     from vqa_grpo import jobs
     from vqa_grpo.report.summary import summarise
@@ -27,6 +32,8 @@ def finish_run(run_id: str, root: str, status: str) -> str:
     try:
         results = {step: found(step_uri(root, run_id, step)) for step in ("train", "evaluate", "decide", "register")}
         results["decide"] = results["decide"] or found(step_uri(root, run_id, UNRECORDED))
+        if not (results["decide"] or {}).get("mlflow_run_id"):
+            _end_mlflow_run(step_uri(root, run_id, "mlflow"), status)
         results |= _inputs_of(results["evaluate"])
         summary = summarise(run_id, status, results)
         store = open_store(step_uri(root, run_id, "summary"))
@@ -35,9 +42,26 @@ def finish_run(run_id: str, root: str, status: str) -> str:
         if report:
             store.write("report.html", report.encode())
     finally:
-        jobs.sweep(run_id)
+        try:
+            jobs.sweep(run_id)
+        finally:
+            if status != "SUCCEEDED":
+                send_notice(run_id, root, status, said)
     announce("finish", "finished")
     return report
+
+
+def _end_mlflow_run(place: str, status: str) -> None:
+    """Close what training opened in MLflow and no decision recorded. MLflow being away costs the run nothing else."""
+    from vqa_grpo import registry
+
+    opened = json.loads(open_store(place).read(OPENED) or b"{}")
+    if not opened:
+        return
+    try:
+        registry.end_run(opened["tracking_uri"], opened["mlflow_run_id"], MLFLOW_STATUS.get(status, "FAILED"))
+    except (StepError, ImportError) as error:
+        announce("finish", "left its MLflow run open", why=str(error))
 
 
 def _inputs_of(evaluation: dict[str, Any] | None) -> dict[str, dict[str, Any] | None]:

@@ -10,10 +10,12 @@ from vqa_grpo.config import RunConfig
 from vqa_grpo.contract import prompt as prompts
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.contract.layout import key_of, step_uri
+from vqa_grpo.models.source import pinned, plain_copy
 from vqa_grpo.report.progress import announce
 from vqa_grpo.steps.data_plan import builtin_source
 from vqa_grpo.steps.shared import EASY_VQA, TINY, config_of, dataset_folder, once, result_of, stages
 from vqa_grpo.storage import publish
+from vqa_grpo.storage.store import is_remote
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,14 @@ def prepare_model(config: str, dataset_uri: str, root: str) -> Prepared:
     if base.startswith("builtin:"):
         raise ConfigurationError(f"model.base {base!r} is not built in: the one that is, is {TINY}")
     announce("prepare", "started")
-    if publish.looks_published(base):
+    if is_remote(base) and not publish.is_published(base):
+        base = plain_copy(base)
+    elif publish.looks_published(base):
         base = publish.get(base).uri
     elif Path(base).expanduser().is_dir():
         base = str(Path(base).expanduser().absolute())
+    else:
+        base = pinned(base)
     announce("prepare", "finished", base=base)
     return Prepared(base)
 

@@ -20,7 +20,7 @@ from vqa_grpo.steps.train import reward_options, training_job
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import normalise
 
-WIRING = ("cli", "components", "pipelines")  # how steps are called, not what they do
+WIRING = ("cli", "components", "images", "pipelines")  # how steps are called, not what they do
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def resolve(
     source, plan = open_source(run.data), DataPlan.of(run)
     shares(plan.split_rule, [split for split, rows in source.rows.items() if rows])
     code = code or code_digest()
-    run_id = run_id or "run-" + key_of(run.canonical(), source.fingerprint, code, _local_inputs(run))[:12]
+    run_id = run_id or "run-" + key_of(run.deciding(), source.fingerprint, code, _local_inputs(run))[:12]
     return Resolved(run.canonical(), plan.data_config, plan.checks, run_id, normalise(root), source.fingerprint, code)
 
 

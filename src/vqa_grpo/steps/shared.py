@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ EASY_VQA = "builtin:easy-vqa"
 TINY = "builtin:tiny"
 MEASURED = ("base", "tuned", "comparison", "blind")
 UNRECORDED = "decide-without-mlflow"
+OPENED = "run.json"  # in RUN/mlflow: the run that was opened there
 
 
 def once(step: str, uri: str, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def once(step: str, uri: str, build: Callable[[Path], dict[str, Any]]) -> dict[s
         (folder / RESULT).write_text(json.dumps(result, indent=1, sort_keys=True, allow_nan=False))
         return {"step": step}
 
-    publish.publish(uri, timed, work())
+    publish.publish(uri, timed, publish.work_folder())
     result = result_of(uri)
     announce(step, "reused" if reused else "finished", seconds=result["seconds"])
     return result
@@ -60,18 +59,8 @@ def config_of(text: str) -> RunConfig:
     return configuration.from_tree(json.loads(text), "of the run")
 
 
-def work() -> Path:
-    """Scratch space: VQA_GRPO_WORK, or the system's temporary folder."""
-    return Path(os.environ.get("VQA_GRPO_WORK") or Path(tempfile.gettempdir()) / "vqa-grpo")
-
-
 def dataset_folder(uri: str) -> Path:
     return publish.fetch(uri, publish.cache_folder())
-
-
-def model_folder(name: str) -> str:
-    """A local folder for a model that is published; a folder or hub name stays as it is."""
-    return str(publish.fetch(name, publish.cache_folder())) if publish.looks_published(name) else name
 
 
 def stages(step: str) -> Callable[[str, int, int], None]:

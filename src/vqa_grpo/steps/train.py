@@ -12,7 +12,7 @@ from vqa_grpo.config import RunConfig
 from vqa_grpo.contract.failure import StepError
 from vqa_grpo.contract.layout import RUN_VARIABLE, step_uri
 from vqa_grpo.report.progress import announce
-from vqa_grpo.steps.shared import config_of, once, work
+from vqa_grpo.steps.shared import OPENED, config_of, once
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
 
@@ -39,7 +39,16 @@ def train_model(config: str, run_id: str, root: str, dataset_uri: str, base: str
         return {"model_uri": model_uri, "digest": model.digest, "steps": facts["steps"], "base": base}
 
     result = once("train", step_uri(root, run_id, "train"), build)
+    forget_checkpoints(root, run_id)
     return Trained(model_uri, result["digest"], result["steps"])
+
+
+def forget_checkpoints(root: str, run_id: str) -> None:
+    """Checkpoints are for going on; a run whose model is published needs none, and they are several times its size."""
+    try:
+        open_store(root).delete(f"{run_id}/checkpoints/")
+    except StepError as error:
+        announce("train", "left its checkpoints", why=str(error))
 
 
 def training_arguments(
@@ -137,22 +146,28 @@ def mlflow_environment(run: RunConfig, run_id: str) -> dict[str, str]:
     return {**named, "MLFLOW_EXPERIMENT_NAME": run.registry.experiment, RUN_VARIABLE: run_id}
 
 
-def open_mlflow_run(run: RunConfig, run_id: str) -> None:
-    """Make the run that training becomes a child of; where that fails, training goes on without a parent."""
+def open_mlflow_run(run: RunConfig, run_id: str, place: str) -> None:
+    """Make the run that training becomes a child of, and note it at `place` for whoever has to close it.
+
+    Where MLflow does not answer, training goes on without a parent.
+    """
     if not registry.is_configured(run.registry.tracking_uri):
         return
     try:
-        registry.open_run(run.registry.tracking_uri, run.registry.experiment, run_id)
+        opened = registry.open_run(run.registry.tracking_uri, run.registry.experiment, run_id)
     except (StepError, ImportError) as error:
         announce("train", "without a parent run", why=str(error))
+        return
+    note = {"tracking_uri": run.registry.tracking_uri, "mlflow_run_id": opened}
+    open_store(place).write(OPENED, json.dumps(note).encode())
 
 
 def launch_training(run: RunConfig, run_id: str, root: str, dataset_uri: str, base: str, image: str) -> None:
     from vqa_grpo import jobs
 
-    open_mlflow_run(run, run_id)
+    open_mlflow_run(run, run_id, step_uri(root, run_id, "mlflow"))
     if jobs.place(run.job.launcher) == "local":
-        with publish.scratch(work()) as output:
+        with publish.scratch(publish.work_folder()) as output:
             jobs.launch(training_job(run, run_id, root, dataset_uri, base, image, str(output)), "local")
     else:
         jobs.launch(training_job(run, run_id, root, dataset_uri, base, image), run.job.launcher)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -162,6 +163,11 @@ def is_published(uri: str) -> bool:
 def cache_folder() -> Path:
     """Where this machine keeps what it fetched: VQA_GRPO_CACHE, or a folder in the home directory."""
     return Path(os.environ.get("VQA_GRPO_CACHE") or Path.home() / ".cache" / "vqa-grpo")
+
+
+def work_folder() -> Path:
+    """Scratch space: VQA_GRPO_WORK, or the system's temporary folder."""
+    return Path(os.environ.get("VQA_GRPO_WORK") or Path(tempfile.gettempdir()) / "vqa-grpo")
 
 
 def looks_published(name: str) -> bool:

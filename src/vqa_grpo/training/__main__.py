@@ -14,7 +14,7 @@ import uuid
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from vqa_grpo.contract import prompt, vitals
 from vqa_grpo.contract.failure import (
@@ -25,27 +25,26 @@ from vqa_grpo.contract.failure import (
     RetryError,
     StepError,
 )
+from vqa_grpo.models.source import local_model
 from vqa_grpo.storage.store import explain_os_error
-from vqa_grpo.training import checkpoints
+from vqa_grpo.training import checkpoints, world
 from vqa_grpo.training.arguments import Arguments, parse
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
+    from vqa_grpo.training.best import Best
     from vqa_grpo.training.mlflow_run import MLflowRun
-
-RANK = int(os.environ.get("RANK", "0"))
+    from vqa_grpo.training.samples import Samples
+    from vqa_grpo.training.trainer import VQATrainer
+    from vqa_grpo.training.validation import Guards, Validation
 
 
 def train(arguments: Arguments) -> Path:
     """One run from arguments to a model folder, in the order in which things can go wrong cheaply."""
-    vqa, grpo = arguments.vqa, arguments.grpo
     began = time.monotonic()
-    if vqa.logging_dir:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = vqa.logging_dir
-    if os.environ.get("DEBUG_MODE", "").lower() == "true":
-        os.environ.setdefault("LOG_PATH", str(Path(str(grpo.output_dir)) / "training_debug.txt"))
-
+    vqa, grpo = arguments.vqa, arguments.grpo
+    set_variables(arguments)
     layout = layout_of(grpo)
     start, own = starting_point(arguments, layout)
 
@@ -62,28 +61,16 @@ def train(arguments: Arguments) -> Path:
 
     from vqa_grpo.training import policy, preflight
 
-    source = fetched(str(arguments.model.model_name_or_path), arguments)
+    source = local_model(str(arguments.model.model_name_or_path), arguments.model.model_revision or "")
     policy.check_source(source)
-    processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels)
+    processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels, arguments.model.model_revision)
     preflight.check(arguments, source=source, rows=rows, processor=processor)
     model = policy.load(source, arguments)
 
-    from transformers import PrinterCallback
-
-    from vqa_grpo.report.progress import emit
-    from vqa_grpo.training import best, guards, progress, signs, validation
-    from vqa_grpo.training.samples import Samples
+    from vqa_grpo.training import best, signs
     from vqa_grpo.training.trainer import VQATrainer
 
-    samples = None
-    if vqa.sample_completions_every and grpo.process_index == 0:
-        apart = -(-int(grpo.steps_per_generation or 1) * grpo.num_iterations // grpo.gradient_accumulation_steps)
-        samples = Samples(Path(str(grpo.output_dir)), vqa.sample_completions_every, apart)
-        if start is None:
-            samples.forget_earlier_run()
-    mlflow_run = watch_with_mlflow(arguments, start if own else None)
-
-    keeper = checkpoints.Keeper(Path(str(grpo.output_dir)), vqa.checkpoint_uri, grpo.save_total_limit, layout)
+    mlflow_run = watch_with_mlflow(arguments, start if own else None)  # before the trainer reads --report_to
     trainer = VQATrainer(
         model=model,
         reward_funcs=[signs.watched(reward) for reward in rewards],
@@ -92,94 +79,161 @@ def train(arguments: Arguments) -> Path:
         eval_dataset=evaluated,
         processing_class=processor,
         peft_config=policy.peft_config(arguments.model, source, vqa.lora_vision_modules),
-        keeper=keeper,
+        keeper=checkpoints.Keeper(Path(str(grpo.output_dir)), vqa.checkpoint_uri, grpo.save_total_limit, layout),
         layout=layout,
-        samples=samples,
+        samples=sampling(arguments, fresh=start is None),
     )
+    watch = watch_over(trainer, arguments, questions, start, mlflow_run)
+    learn(trainer, start, watch)
+
+    last = policy.save(trainer, processor, source, arguments)
+    found = watch.scores.best if watch.scores else None
+    folder = last.joinpath(best.FOLDER) if found else last
+    if found:
+        policy.merge(trainer, folder, processor, source, arguments)
+    if trainer.is_world_process_zero():
+        deliver(trainer, arguments, template, folder, found, time.monotonic() - began)
+    world.wait_for_first_rank()
+    return folder
+
+
+def set_variables(arguments: Arguments) -> None:
+    """Options that libraries and rewards know as environment variables."""
+    if arguments.vqa.logging_dir:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = arguments.vqa.logging_dir
+    if os.environ.get("DEBUG_MODE", "").lower() == "true":
+        os.environ.setdefault("LOG_PATH", str(Path(str(arguments.grpo.output_dir)) / "training_debug.txt"))
+
+
+def sampling(arguments: Arguments, fresh: bool) -> Samples | None:
+    """What keeps completions of the first rank; None on other ranks, and where nobody wants any."""
+    from vqa_grpo.training.samples import Samples
+
+    grpo, every = arguments.grpo, arguments.vqa.sample_completions_every
+    if not every or grpo.process_index != 0:
+        return None
+    apart = -(-int(grpo.steps_per_generation or 1) * grpo.num_iterations // grpo.gradient_accumulation_steps)
+    samples = Samples(Path(str(grpo.output_dir)), every, apart)
+    if fresh:
+        samples.forget_earlier_run()
+    return samples
+
+
+class Watch(NamedTuple):
+    """What looks on while a run trains; `scores` where something is held out, `mlflow_run` where MLflow is told."""
+
+    guards: Guards
+    scores: Validation | None
+    mlflow_run: MLflowRun | None
+
+
+def watch_over(
+    trainer: VQATrainer, arguments: Arguments, questions: Any | None, start: Path | None, mlflow_run: MLflowRun | None
+) -> Watch:
+    """Add the callbacks, in the order in which they are called after each step."""
+    from transformers import PrinterCallback
+
+    from vqa_grpo.report.progress import emit
+    from vqa_grpo.training import best, guards, progress, signs, validation
+
+    vqa, grpo = arguments.vqa, arguments.grpo
     trainer.add_callback(signs.Signs())
     if progress.lines_wanted():
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(progress.ProgressLines(emit))
     if mlflow_run:
         trainer.add_callback(mlflow_run)
-
     limits = guards.Limits(
         vqa.guard_patience, vqa.guard_fall, vqa.guard_entropy_fall, vqa.guard_steps_factor, grpo.fp16
     )
-    watch = validation.Guards(limits, may_stop=vqa.guards == "stop")
+    watch = Watch(validation.Guards(limits, may_stop=vqa.guards == "stop"), None, mlflow_run)
     if vqa.guards != "off":
-        trainer.add_callback(watch)
-    scores = None
-    if questions is not None:
-        if layout.leads:
-            best.restore(start, keeper.output_dir)
-        trainer.accelerator.wait_for_everyone()
-        trainer.validated = True
-        chosen = validation.sample(len(questions), vqa.validation_sample)
-        scores = validation.Validation(trainer, questions, chosen, vqa.validate_every, arguments.model.use_peft)
-        trainer.add_callback(scores)
+        trainer.add_callback(watch.guards)
+    if questions is None:
+        return watch
+    if trainer.layout.leads:
+        best.restore(start, trainer.keeper.output_dir)
+    trainer.accelerator.wait_for_everyone()
+    trainer.validated = True
+    chosen = validation.sample(len(questions), vqa.validation_sample)
+    scores = validation.Validation(trainer, questions, chosen, vqa.validate_every, arguments.model.use_peft)
+    trainer.add_callback(scores)
+    return watch._replace(scores=scores)
 
+
+def learn(trainer: VQATrainer, start: Path | None, watch: Watch) -> None:
+    """Train to the last step. Whatever ends a run earlier is raised, with what a person can do about it."""
+    keeper, leave = trainer.keeper, trainer.leave
     status = "FAILED"
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-        status = "KILLED" if trainer.leave.requested else "FAILED" if watch.stop else "FINISHED"
+        status = "KILLED" if leave.requested else "FAILED" if watch.guards.stop else "FINISHED"
     except Exception as error:
-        if trainer.leave.received:
-            why = f"and then {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise stopped(checkpoints.newest_sealed(keeper.output_dir), why) from error
+        keeper.wait()  # for the checkpoint that is being sealed: it is the one to go on from
+        newest = checkpoints.newest_sealed(keeper.output_dir)
+        if leave.received:
+            status = "KILLED"
+            raise stopped(newest, f"and then {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
         if "probability tensor contains" in str(error):  # torch, about sampling from NaN
-            why = f"the weights are NaN or infinite: {guards.LESS}"
-            raise ended(why, trainer.state.global_step, checkpoints.newest_sealed(keeper.output_dir)) from error
+            from vqa_grpo.training.guards import LESS
+
+            raise ended(f"the weights are NaN or infinite: {LESS}", trainer.state.global_step, newest) from error
         raise
     finally:
         keeper.finish()
-        if mlflow_run:
-            mlflow_run.finish("KILLED" if trainer.leave.received else status)
-    if trainer.leave.requested:
-        newest = checkpoints.gather((layout.leads, checkpoints.newest_sealed(keeper.output_dir)))
-        step = min((step for leads, step in newest if leads), key=lambda step: step or 0)
-        raise stopped(step, f"at step {trainer.state.global_step} of {trainer.state.max_steps}")
+        if watch.mlflow_run:
+            watch.mlflow_run.finish(status)
+    newest = checkpoints.newest_sealed(keeper.output_dir)
+    if leave.requested:
+        steps = [step for leads, step in checkpoints.gather((trainer.layout.leads, newest)) if leads]
+        where = f"at step {trainer.state.global_step} of {trainer.state.max_steps}"
+        raise stopped(None if None in steps else min(steps), where)
+    if watch.guards.stop:
+        raise ended(watch.guards.stop.sentence, trainer.state.global_step, newest)
 
-    if watch.stop:
-        raise ended(watch.stop.sentence, trainer.state.global_step, checkpoints.newest_sealed(keeper.output_dir))
 
-    last = policy.save(trainer, processor, source, arguments)
-    found = scores.best if scores else None
-    folder = keeper.output_dir / best.FOLDER if found else last
+def deliver(
+    trainer: VQATrainer,
+    arguments: Arguments,
+    template: prompt.PromptTemplate,
+    folder: Path,
+    found: Best | None,
+    seconds: float,
+) -> None:
+    """Put the records beside the weights in `folder`, `found` where they are the best ones, and publish it.
+
+    The last weights get their own records, and a place beside it in storage where they are others.
+    """
+    from vqa_grpo.training import output, validation
+
+    vqa, last, steps = arguments.vqa, trainer.keeper.output_dir, trainer.state.global_step
+    rows: Any = trainer.train_dataset
+    history = trainer.state.log_history
+    facts: dict[str, Any] = {
+        "kind": "model",
+        "model": arguments.model.model_name_or_path,
+        "dataset": vqa.dataset_name,
+        "dataset_digest": published_digest(str(vqa.dataset_name)),
+        "rows": len(rows),
+        "steps": steps,
+        "processes": trainer.accelerator.num_processes,
+        "distributed": trainer.accelerator.distributed_type.value,
+        "seconds": round(seconds, 1),
+        "weights_step": steps,
+        "best": asdict(found) if found else None,
+        "last": {"step": steps, "score": validation.newest_score(history)},
+        "warnings": [row for row in history if "guard" in row],
+    }
+    beside = f"{vqa.publish_uri.rstrip('/')}-last" if vqa.publish_uri and found and found.step != steps else ""
+    if beside:
+        facts["last"] |= {"uri": beside}
+    record = output.write_records(last, arguments, template, history, facts)
+    if beside:  # first, since whoever waits for the run waits for publish_uri
+        output.publish(beside, last, record, last)
     if found:
-        policy.merge(trainer, folder, processor, source, arguments)
-    if trainer.is_world_process_zero():
-        from vqa_grpo.training import output
-
-        history = trainer.state.log_history
-        facts: dict[str, Any] = {
-            "kind": "model",
-            "model": arguments.model.model_name_or_path,
-            "dataset": vqa.dataset_name,
-            "dataset_digest": published_digest(str(vqa.dataset_name)),
-            "rows": len(rows),
-            "steps": trainer.state.global_step,
-            "processes": trainer.accelerator.num_processes,
-            "distributed": trainer.accelerator.distributed_type.value,
-            "seconds": round(time.monotonic() - began, 1),
-            "weights_step": trainer.state.global_step,
-            "best": asdict(found) if found else None,
-            "last": {"step": trainer.state.global_step, "score": validation.newest_score(history)},
-            "warnings": [row for row in history if "guard" in row],
-        }
-        beside = ""
-        if vqa.publish_uri and found and found.step != trainer.state.global_step:
-            beside = f"{vqa.publish_uri.rstrip('/')}-last"
-            facts["last"] |= {"uri": beside}
-        record = output.write_records(last, arguments, template, history, facts)
-        if beside:  # first, since whoever waits for the run waits for publish_uri
-            output.publish(beside, last, record, last)
-        if found:
-            record = output.write_records(folder, arguments, template, history, facts | {"weights_step": found.step})
-        if vqa.publish_uri:
-            output.publish(vqa.publish_uri, folder, record, last)
-    trainer.accelerator.wait_for_everyone()
-    return folder
+        record = output.write_records(folder, arguments, template, history, facts | {"weights_step": found.step})
+    if vqa.publish_uri:
+        output.publish(vqa.publish_uri, folder, record, last)
 
 
 def fetched(name: str, arguments: Arguments) -> str:
@@ -218,8 +272,7 @@ def watch_with_mlflow(arguments: Arguments, continues: Path | None) -> MLflowRun
 def layout_of(grpo: GRPOConfig) -> checkpoints.Layout:
     """Who writes which part of a checkpoint. Without save_on_each_node all nodes share a disk and count as one."""
     processes, rank = grpo.world_size, grpo.process_index
-    # torchrun and accelerate say how many processes a node has by one name, DeepSpeed's launcher by another.
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or processes)
+    local = world.processes_of_a_node()
     if not grpo.save_on_each_node or local >= processes:
         return checkpoints.Layout(0, 1, processes, tuple(range(processes)), leads=rank == 0)
     first = rank - rank % local
@@ -300,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
         if (report := preflight_report(words)) is not None:
             return report
         arguments = parse(words)
-        if RANK == 0:
+        if vitals.rank() == 0:
             for note in arguments.notes:
                 print(f"note: {note}", file=sys.stderr, flush=True)
         train(arguments)
@@ -310,7 +363,7 @@ def main(argv: list[str] | None = None) -> int:
         reason = vitals.reason_for(error)
         if reason in (FailureReason.INTERNAL, FailureReason.OUT_OF_MEMORY):
             traceback.print_exc()
-        where = f" (rank {RANK})" if RANK else ""
+        where = f" (rank {vitals.rank()})" if vitals.rank() else ""
         text = " ".join(str(error).split()) or type(error).__name__
         print(
             f"error: {text if isinstance(error, StepError) else f'{type(error).__name__}: {text}'}{where}",
@@ -327,20 +380,15 @@ def preflight_report(words: list[str]) -> int | None:
 
     if not preflight.asked(words):
         return None
-    return preflight.report(words) if RANK == 0 else 0
+    return preflight.report(words) if vitals.rank() == 0 else 0
 
 
 def leave_group() -> None:
     """Without this a finished DDP run ends with SIGABRT, which reads as a crash."""
-    if in_group():
+    if world.in_group():
         import torch
 
         torch.distributed.destroy_process_group()
-
-
-def in_group() -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def end(code: int) -> NoReturn:
@@ -358,7 +406,7 @@ def end(code: int) -> NoReturn:
 
 
 def distributed() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "torch" in sys.modules
+    return world.processes() > 1 and "torch" in sys.modules
 
 
 if __name__ == "__main__":

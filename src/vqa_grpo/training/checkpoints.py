@@ -27,6 +27,7 @@ from vqa_grpo.contract.failure import ConfigurationError, DataError, StepError
 from vqa_grpo.storage.publish import MANIFEST, READY, describe, fetch, publish_folder
 from vqa_grpo.storage.publish import find as find_published
 from vqa_grpo.storage.store import explain_os_error, is_remote, normalise, open_store
+from vqa_grpo.training import world
 
 MARKER = "checkpoint.json"
 STATE = "trainer_state.json"
@@ -121,7 +122,9 @@ def verify(folder: Path) -> Marker:
         raise DataError(f"{folder} has {_some(extra)} beside what was saved")
     for name, facts in marker.files.items():
         path = there[name]
-        if path.is_symlink() or path.stat().st_size != facts["size"]:
+        if path.is_symlink():
+            raise DataError(f"{path} is a link, and it was saved as a file")
+        if path.stat().st_size != facts["size"]:
             raise DataError(f"{path} is not as it was saved: {path.stat().st_size} bytes instead of {facts['size']}")
     for name, facts in marker.files.items():
         with there[name].open("rb") as file:
@@ -333,9 +336,10 @@ def _withdraw(uri: str, name: str) -> None:
 
 def gather(own: Any) -> list[Any]:
     """Every rank's value, in rank order; alone, just this one's."""
-    torch = sys.modules.get("torch")  # where nobody imported it there is no group to ask
-    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not world.in_group():
         return [own]
+    import torch
+
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, own)
     return values
@@ -435,7 +439,7 @@ def _first_whole(offers: list[Offer], output_dir: Path, say: Say) -> str | None:
             folder = _fetched(offer, output_dir) if offer.published else Path(offer.place)
             verify(folder)
             return str(folder)
-        except StepError as error:
+        except (StepError, OSError) as error:  # a file that cannot be read is as good as damaged
             say(f"{offer.place} is passed over: {error}")
     return None
 

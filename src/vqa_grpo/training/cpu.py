@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError
+from vqa_grpo.training import world
 
 
 def start(values: dict[str, Any]) -> None:
@@ -31,7 +32,7 @@ def start(values: dict[str, Any]) -> None:
         PartialState(backend="gloo", timeout=timeout)
         values["accelerator_config"] = {"use_configured_state": True}
         values["use_cpu"] = False
-    elif _processes() > 1:
+    elif world.processes() > 1:
         import torch
 
         torch.distributed.init_process_group("gloo", timeout=timeout)
@@ -44,7 +45,7 @@ def wants_deepspeed(values: dict[str, Any]) -> bool:
 
 def check_deepspeed(values: dict[str, Any]) -> None:
     """ConfigurationError where DeepSpeed cannot start on the CPU: with one process, it would be left out in silence."""
-    if values["use_cpu"] and wants_deepspeed(values) and _processes() < 2:
+    if values["use_cpu"] and wants_deepspeed(values) and world.processes() < 2:
         raise ConfigurationError(
             "--deepspeed on the CPU needs two processes or more: use torchrun --nproc-per-node 2, or leave it out"
         )
@@ -56,7 +57,3 @@ def alone_among_several() -> bool:
     It names a rendezvous then, and no world (accelerate 1.15, `simple_launcher`).
     """
     return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -60,11 +60,11 @@ def load(source: str, arguments: Arguments) -> Any:
     return policy
 
 
-def load_processor(source: str, min_pixels: int, max_pixels: int) -> Any:
+def load_processor(source: str, min_pixels: int, max_pixels: int, revision: str = "main") -> Any:
     from vqa_grpo.models import load
 
     try:
-        return load.load_processor(source, min_pixels, max_pixels)
+        return load.load_processor(source, min_pixels, max_pixels, revision)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"the processor of {source}: {' '.join(str(error).split())[:400]}") from error
 
@@ -154,13 +154,10 @@ def save_weights(trainer: GRPOTrainer, folder: Path, adapted: bool) -> None:
 
 
 def merge(trainer: GRPOTrainer, folder: Path, processor: Any, source: str, arguments: Arguments) -> None:
-    """Make a folder of `save_weights` whole: an adapter is put into the base model. Every rank calls this."""
-    if not arguments.model.use_peft:
-        return
-    if trainer.is_world_process_zero():
+    """Make a folder of `save_weights` whole: an adapter is put into the base model, by the first rank."""
+    if arguments.model.use_peft and trainer.is_world_process_zero():
         merged(source, folder / "adapter", arguments).save_pretrained(str(folder))
         processor.save_pretrained(str(folder))
-    trainer.accelerator.wait_for_everyone()
 
 
 def merged(source: str, adapter: Path, arguments: Arguments) -> Any:

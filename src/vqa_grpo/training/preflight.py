@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,8 +18,9 @@ from typing import Any, TextIO
 
 from vqa_grpo.contract import prompt
 from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, StepError
+from vqa_grpo.models.source import local_model
 from vqa_grpo.storage.store import explain_os_error
-from vqa_grpo.training import cpu
+from vqa_grpo.training import cpu, world
 from vqa_grpo.training.arguments import RULES, Arguments, Reading, rules, settings
 
 SAMPLE = 512  # rows looked at, evenly spread
@@ -42,7 +42,7 @@ class Subject:
 
     @cached_property
     def source(self) -> str:
-        return _local(str(self.values["model_name_or_path"]))
+        return local_model(str(self.values["model_name_or_path"]), str(self.values["model_revision"] or ""))
 
     @cached_property
     def rows(self) -> Any:
@@ -64,7 +64,8 @@ class Subject:
     def processor(self) -> Any:
         from vqa_grpo.training import policy
 
-        return policy.load_processor(self.source, self.values["min_pixels"], self.values["max_pixels"])
+        values = self.values
+        return policy.load_processor(self.source, values["min_pixels"], values["max_pixels"], values["model_revision"])
 
     @cached_property
     def outline(self) -> Any:
@@ -218,13 +219,23 @@ def deepspeed(subject: Subject) -> str:
     if not values["deepspeed"]:
         return "as accelerate's launcher configures it"
     stage = rules.zero_stage(values["deepspeed"])
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if rules.offloads(values["deepspeed"]) and not compiler:
+    if rules.offloads(values["deepspeed"]) and not (_compiler() or _built_with_deepspeed("cpu_adam")):
         raise ConfigurationError(
             "--deepspeed with an offloaded optimizer compiles it at first use, and there is no C++ compiler here: "
             "install g++ and ninja, or give --deepspeed zero3"
         )
-    return f"ZeRO-{stage}, {_processes()} processes"
+    return f"ZeRO-{stage}, {world.processes()} processes"
+
+
+def _compiler() -> str | None:
+    return shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+
+def _built_with_deepspeed(part: str) -> bool:
+    """Whether DeepSpeed was installed with this part compiled (DS_BUILD_…), as in a training image."""
+    from deepspeed.git_version_info import installed_ops
+
+    return bool(installed_ops.get(part))
 
 
 def disk(subject: Subject) -> str:
@@ -262,12 +273,8 @@ def _kept(values: dict[str, Any], rows: int) -> int:
 def _total_steps(values: dict[str, Any], rows: int) -> int:
     if values["max_steps"] > 0:
         return int(values["max_steps"])
-    size = values["per_device_train_batch_size"] * _processes() * values["gradient_accumulation_steps"]
+    size = values["per_device_train_batch_size"] * world.processes() * values["gradient_accumulation_steps"]
     return math.ceil(rows * int(values["num_generations"] or 1) * values["num_train_epochs"] / size)
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _existing(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError
-from vqa_grpo.training import cpu
+from vqa_grpo.training import cpu, world
 from vqa_grpo.training.arguments.fields import MAX_PIXELS, PIXELS_PER_TOKEN
 from vqa_grpo.training.arguments.reading import Reading
 
@@ -42,7 +42,7 @@ def _required(reading: Reading) -> None:
 
 def _model_without_remote_code(reading: Reading) -> None:
     name = str(reading.values["model_name_or_path"])
-    lowered = name.rstrip("/").lower()
+    lowered = name.partition("@")[0].rstrip("/").lower()
     if os.path.isdir(name) or "://" in name:
         return  # a folder is judged by its own config.json when it is loaded
     if re.search(r"internvl[-_]?\d", lowered) and not lowered.endswith("-hf"):
@@ -253,7 +253,7 @@ def _groups(reading: Reading) -> None:
         return
     fitting = [number for number in _divisors(batch) if number <= MAX_GENERATIONS]
     if not fitting:
-        sizes = " or ".join(map(str, _nearest_batches(batch, int(os.environ.get("WORLD_SIZE", "1")))))
+        sizes = " or ".join(map(str, _nearest_batches(batch, world.processes())))
         raise ConfigurationError(
             f"{batch} completions a round ({made_of}) cannot be split into groups of 2 to {MAX_GENERATIONS}: "
             f"change the batch size or --gradient_accumulation_steps so that the product is {sizes}"
@@ -267,7 +267,6 @@ def _groups(reading: Reading) -> None:
 
 def completions_a_round(values: dict[str, Any]) -> tuple[int, str]:
     """How many completions one generation makes over all processes, and what the number is made of."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     size = values["per_device_train_batch_size"]
     if values["generation_batch_size"]:
         if values["steps_per_generation"]:
@@ -279,21 +278,21 @@ def completions_a_round(values: dict[str, Any]) -> tuple[int, str]:
         steps, name = values["steps_per_generation"], "steps per generation"
     else:
         steps, name = values["gradient_accumulation_steps"], "accumulation steps"
-    return size * world * steps, f"batch {size} x {world} processes x {steps} {name}"
+    return size * world.processes() * steps, f"batch {size} x {world.processes()} processes x {steps} {name}"
 
 
 def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(2, number + 1) if number % divisor == 0]
 
 
-def _nearest_batches(batch: int, world: int) -> list[int]:
+def _nearest_batches(batch: int, processes: int) -> list[int]:
     """The next smaller and larger multiple of the number of processes that can be grouped."""
 
     def usable(number: int) -> bool:
-        return number % world == 0 and any(number % group == 0 for group in range(2, MAX_GENERATIONS + 1))
+        return number % processes == 0 and any(number % group == 0 for group in range(2, MAX_GENERATIONS + 1))
 
     below = next((number for number in range(batch - 1, 1, -1) if usable(number)), None)
-    above = next(number for number in range(batch + 1, 2 * (batch + 1) * world + 1) if usable(number))
+    above = next(number for number in range(batch + 1, 2 * (batch + 1) * processes + 1) if usable(number))
     return [number for number in (below, above) if number]
 
 
@@ -311,9 +310,7 @@ def _checkpoints(reading: Reading) -> None:
             f"--checkpoint_uri {values['checkpoint_uri']} has nothing to copy under --save_strategy no: "
             "give --save_strategy steps and --save_steps"
         )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
-    if local < world and "save_on_each_node" not in reading.given:
+    if world.processes_of_a_node() < world.processes() and "save_on_each_node" not in reading.given:
         values["save_on_each_node"] = True
         reading.notes.append("several nodes: each saves its own part of a checkpoint (--save_on_each_node)")
     if values["sync_ref_model"] and saving:
@@ -331,7 +328,7 @@ def _steps_between_generations(values: dict[str, Any]) -> int:
     """Optimizer steps after which all completions of a generation are used up."""
     accumulated = values["gradient_accumulation_steps"]
     batch, _ = completions_a_round(values)
-    passes = batch // (values["per_device_train_batch_size"] * int(os.environ.get("WORLD_SIZE", "1")))
+    passes = batch // (values["per_device_train_batch_size"] * world.processes())
     micro = max(passes, 1) * values["num_iterations"]
     return micro // math.gcd(micro, accumulated)
 

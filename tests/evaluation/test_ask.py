@@ -1,0 +1,116 @@
+"""The job that asks models a run's questions, as a step starts it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+
+from vqa_grpo import config
+from vqa_grpo.contract.failure import FailureReason, JobError
+from vqa_grpo.contract.verdict import prediction_schema
+from vqa_grpo.evaluation.__main__ import main
+from vqa_grpo.evaluation.ask import FILE
+from vqa_grpo.jobs import local
+from vqa_grpo.jobs.spec import JobSpec
+from vqa_grpo.storage import publish
+
+RUN = config.load("quickstart", ["evaluate.sample=0", "evaluate.batch_size=4", "evaluate.max_new_tokens=6"])
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, picture: Any) -> str:
+    """Seven questions of a converted data set, published."""
+    rows = [
+        {
+            "image": {"bytes": picture((200, 30, 30 * number)), "path": None},
+            "question": f"what is the color {'of it ' * (number % 3)}?",
+            "answer": "red",
+            "reference_steps": [],
+            "choices": [],
+            "options": [],
+            "source": "made/color",
+            "id": f"row-{number}",
+        }
+        for number in range(7)
+    ]
+    strings = datasets.List(datasets.Value("string"))
+    features = {name: datasets.Value("string") for name in ("question", "answer", "source", "id")}
+    features |= {"image": datasets.Image(), "reference_steps": strings, "choices": strings, "options": strings}
+    folder = tmp_path_factory.mktemp("data")
+    made = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    datasets.DatasetDict({"test": made}).save_to_disk(str(folder / "set"))
+    return publish.publish_folder(str(folder / "published"), folder / "set").uri
+
+
+def job(dataset: str, out: Path, *models: str, processes: int = 1, run: Any = RUN) -> JobSpec:
+    words = ["--config", run.canonical(), "--dataset_uri", dataset, "--publish_uri", str(out), "--models", *models]
+    return JobSpec("x", "r", "vqa_grpo.evaluation", tuple(words), processes_per_node=processes)
+
+
+def predictions(out: Path, name: str) -> list[dict[str, Any]]:
+    table = pq.read_table(Path(publish.get(f"{out}/{name}").root) / FILE)
+    assert table.schema.equals(prediction_schema())
+    return sorted(table.to_pylist(), key=lambda row: row["id"])
+
+
+def test_processes_share_the_questions_and_say_what_one_would(
+    dataset: str, tiny_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VQA_GRPO_WORK", str(tmp_path / "work"))
+    local.run(job(dataset, tmp_path / "one", f"base={tiny_vlm}"))
+    local.run(job(dataset, tmp_path / "two", f"base={tiny_vlm}", processes=2))
+    alone = predictions(tmp_path / "one", "base")
+    assert [row["id"] for row in alone] == [f"row-{number}" for number in range(7)]
+    assert predictions(tmp_path / "two", "base") == alone
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_job_that_is_run_again_asks_only_the_model_that_is_missing(
+    dataset: str, tiny_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqa_grpo.evaluation import ask
+
+    asked: list[str] = []
+
+    def predict_to(run: Any, model: str, folder: Path, out: Path, task: str, share: tuple[int, int]) -> None:
+        asked.append(model)
+        if model == "bad":
+            raise RuntimeError("lost")
+        pq.write_table(prediction_schema().empty_table(), out)
+
+    monkeypatch.setattr(ask, "predict_to", predict_to)
+    words = job(dataset, tmp_path / "out", "base=good", "tuned=bad").arguments
+    with pytest.raises(RuntimeError):
+        main(words)
+    assert main([word.replace("=bad", "=other") for word in words]) == 0
+    assert asked == ["good", "bad", "other"]
+
+
+@pytest.mark.parametrize(
+    ("models", "words", "reason"),
+    [
+        (["base"], "give each as NAME=MODEL", FailureReason.CONFIGURATION),
+        (["base=a", "base=b"], "no name twice", FailureReason.CONFIGURATION),
+        (["base=s3://", "tuned=b"], "names no bucket", FailureReason.CONFIGURATION),
+    ],
+)
+def test_what_a_person_can_mend_is_the_job_s_reason(
+    dataset: str, tmp_path: Path, models: list[str], words: str, reason: FailureReason
+) -> None:
+    with pytest.raises(JobError, match=words) as caught:
+        local.run(job(dataset, tmp_path / "out", *models))
+    assert caught.value.reason is reason
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_without_the_split_is_refused_before_a_model_is_loaded(
+    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config.from_tree(json.loads(RUN.canonical()) | {"evaluate": {"split": "validation"}}, "x")
+    assert main(job(dataset, tmp_path / "out", "base=no/such-model", run=run).arguments) == 78
+    assert "is not a converted data set" in capsys.readouterr().err

