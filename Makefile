@@ -27,7 +27,8 @@ LOCK := $(BIN)/uv pip compile -q --no-header --no-annotate --generate-hashes --o
 install: $(VENV)/.local
 
 help:
-	@echo "make install | run [QUICK=1] [ARGS='--set …'] | test | test-full | lint | clean; see README.md"
+	@echo "make install | run [QUICK=1] [ARGS='--set …'] | test | test-full | lint | images | bench | drills |"
+	@echo "     prove-learning | clean; see README.md"
 
 run: $(VENV)/.local
 	@$(BIN)/vqa-grpo run $(if $(filter-out 0 no false,$(QUICK)),--quick) $(ARGS)
@@ -84,8 +85,14 @@ lock: $(VENV)/.dev
 prove-learning: $(VENV)/.local
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/prove_learning.py
 
-bench drills:
-	@echo "make $@ is not in this version yet" >&2; exit 2
+# By hand: what is measured, each in a process of its own, and what is killed, cut off and corrupted for hours.
+bench: $(VENV)/.dev
+	for each in $(wildcard tests/benchmarks/bench_*.py tests/benchmarks/fuzz_*.py); do \
+	  OMP_NUM_THREADS=1 $(BIN)/python $$each || exit 1; done
+
+drills: $(VENV)/.dev
+	$(BIN)/python tests/drills/kill_trainer.py --out runs/drills/kill_trainer
+	$(BIN)/python tests/drills/two_nodes.py --out runs/drills/two_nodes
 
 clean:
 	rm -rf build dist $(VENV) src/*.egg-info

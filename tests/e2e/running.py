@@ -24,6 +24,11 @@ SMALL = {
     "gate.interval_above_zero": "false",
     "gate.max_type_drop": 1,
 }
+# Secrets that a run on this machine has no use for: none of them may turn up anywhere.
+CANARIES = {
+    name: f"canary-of-{name.lower()}"
+    for name in ("HF_TOKEN", "VQA_GRPO_JUDGE_API_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+}
 STEPS = ("validate", "convert", "prepare", "train", "evaluate", "decide", "register", "finish")
 
 
@@ -48,9 +53,10 @@ def run(runs: Path, **changes: Any) -> tuple[int, dict[str, Any], str]:
 
 
 def _environment() -> dict[str, str]:
-    """A shell without settings of its own for what a run decides."""
+    """A shell without settings of its own for what a run decides, and with secrets that are none of its business."""
     ours = ("AWS_", "MLFLOW_", "VQA_GRPO_", "PYTEST_")
-    return {key: value for key, value in os.environ.items() if not key.startswith(ours)} | {"OMP_NUM_THREADS": "1"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    return kept | CANARIES | {"OMP_NUM_THREADS": "1"}
 
 
 def processes_of(runs: Path) -> list[psutil.Process]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from running import STEPS, log_of, processes_of, run
+from running import CANARIES, STEPS, log_of, processes_of, run
 
 from vqa_grpo.contract.verdict import prediction_schema
 from vqa_grpo.evaluation.ask import FILE
@@ -131,12 +131,19 @@ def test_the_report_is_one_file_that_loads_nothing(finished: Any) -> None:
     assert "<script" not in text
 
 
-def test_nothing_is_left_running_and_no_secret_is_in_the_log(finished: Any) -> None:
+def test_nothing_is_left_running(finished: Any) -> None:
+    assert processes_of(finished[0]) == []
+
+
+def test_no_secret_is_in_what_a_person_saw_or_in_any_file_or_object_of_the_run(finished: Any, storage: None) -> None:
+    """Reports, logs, Kubeflow's own folders, MLflow's database, published models: everything that is kept or shown."""
     runs, _, seen = finished
-    assert processes_of(runs) == []
-    key, secret = (runs / "s3" / "keys").read_text().split()
-    for text in (seen, log_of(runs), (runs / "latest" / "summary.json").read_text()):
-        assert secret not in text
-        assert key not in text
-    for path in (runs / "latest" / "kfp").rglob("*"):
-        assert path.is_dir() or secret.encode() not in path.read_bytes()
+    keys = runs / "s3" / "keys"
+    secrets = [word.encode() for word in (*keys.read_text().split(), *CANARIES.values())]
+    store = open_store(f"s3://{embedded.BUCKET}")
+    everything = {"seen": seen.encode()}
+    everything |= {entry.name: store.read(entry.name) or b"" for entry in store.entries()}
+    own = (path for path in runs.rglob("*") if path.is_file() and not path.is_relative_to(runs / "s3"))
+    everything |= {str(path): path.read_bytes() for path in own}
+    assert {"pipeline.log", "summary.json", "report.html", "mlflow.db"} <= {Path(name).name for name in everything}
+    assert [name for name, content in everything.items() if any(secret in content for secret in secrets)] == []

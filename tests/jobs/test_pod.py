@@ -58,8 +58,10 @@ def test_the_supervisor_has_time_for_a_last_word_within_the_pods_grace(grace: in
 
 def test_it_has_what_a_restricted_namespace_asks_for() -> None:
     found = pod()["spec"]
-    assert found["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    # The operator's own init container runs as root, and inherits what the pod says.
+    assert found["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
     assert found["containers"][0]["securityContext"] == {
+        "runAsNonRoot": True,
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
     }
@@ -249,7 +251,7 @@ def test_overrides_come_last_and_find_containers_variables_and_volumes_by_name()
     assert made["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"] == "ib"
     assert made["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
     spec = made["spec"]
-    assert (spec["schedulerName"], spec["securityContext"]) == ("volcano", {"runAsNonRoot": True})
+    assert (spec["schedulerName"], spec["securityContext"]) == ("volcano", {})
     assert [volume["name"] for volume in spec["volumes"]] == ["shm", "scratch"]
     assert spec["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}
     (only,) = spec["containers"]

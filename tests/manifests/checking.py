@@ -8,10 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import crd
 import pytest
 import yaml
 
@@ -19,13 +20,6 @@ MANIFESTS = Path(__file__).parents[2] / "manifests"
 OVERLAYS = sorted(path.parent.name for path in MANIFESTS.glob("overlays/*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in MANIFESTS.glob("components/*/kustomization.yaml"))
 KUBERNETES = ("1.29", "1.37")  # the oldest and the newest that the manifests are held against
-
-# Custom resources of operators whose CRDs stand in $CRD_DIR.
-CRDS = {
-    ("kubeflow.org/v1", "PyTorchJob"): "kubeflow.org_pytorchjobs.yaml",
-    ("trainer.kubeflow.org/v1alpha1", "TrainJob"): "trainer.kubeflow.org_trainjobs.yaml",
-    ("trainer.kubeflow.org/v1alpha1", "TrainingRuntime"): "trainer.kubeflow.org_trainingruntimes.yaml",
-}
 
 
 def fields(required: str = "", **properties: Any) -> dict[str, Any]:
@@ -103,11 +97,12 @@ def site(folder: Path, base: str, *components: str, namespace: str = "team-b") -
 def faults(thing: dict[str, Any]) -> list[str]:
     """What a strict API server would refuse in a resource. Skips where the schema is not at hand."""
     what = (thing["apiVersion"], thing["kind"])
-    if what in OWN or what in CRDS:
+    if thing["kind"] in crd.FILES:
+        return _by_crds()(thing)
+    if what in OWN:
         import jsonschema
 
-        schema = OWN.get(what) or crd_schema(*what)
-        found = jsonschema.Draft202012Validator(schema).iter_errors(thing)
+        found = jsonschema.Draft202012Validator(OWN[what]).iter_errors(thing)
         return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in found]
     return [fault for version in KUBERNETES if (fault := _kubernetes_fault(json.dumps(thing), version))]
 
@@ -126,31 +121,11 @@ def _kubernetes_fault(thing: str, version: str) -> str:
     return ""
 
 
-@functools.cache
-def crd_schema(api_version: str, kind: str) -> dict[str, Any]:
+def _by_crds() -> Callable[[dict[str, Any]], list[str]]:
     folder = os.environ.get("CRD_DIR")
     if not folder:
-        pytest.skip(f"CRD_DIR is not set: it names a folder with {CRDS[api_version, kind]}")
-    text = Path(folder, CRDS[api_version, kind]).read_text(encoding="utf-8")
-    crd = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    wanted = api_version.partition("/")[2]
-    (version,) = (each for each in crd["spec"]["versions"] if each["name"] == wanted)
-    schema: dict[str, Any] = _strict(version["schema"]["openAPIV3Schema"])
-    schema["properties"]["metadata"] = {"type": "object"}  # a CRD says no more of it, and strictly that is nothing
-    return schema
-
-
-def _strict(schema: Any) -> Any:
-    """In place: an object that lists its fields has no others, as under strict field validation."""
-    if isinstance(schema, dict):
-        listed = isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema
-        if listed and not schema.get("x-kubernetes-preserve-unknown-fields"):
-            schema["additionalProperties"] = False
-        if schema.get("x-kubernetes-int-or-string"):
-            schema.pop("type", None)
-    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
-        _strict(part)
-    return schema
+        pytest.skip(f"CRD_DIR is not set: it names a folder with {' and '.join(crd.FILES.values())}")
+    return crd.strict(Path(folder))
 
 
 def named(things: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Lets the tests here import `checking` beside them, which importlib mode does not do by itself."""
+"""Lets the tests here import `checking` beside them, and the CRDs' check from the jobs' tests."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "jobs")]

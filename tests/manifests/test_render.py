@@ -6,6 +6,7 @@ import copy
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,16 @@ from checking import (
 )
 
 from vqa_grpo import __version__
-from vqa_grpo.jobs.pytorchjob import build_manifest
-from vqa_grpo.jobs.spec import SECRETS, SETTINGS, SETTINGS_MAP, JobSpec, job_name
+from vqa_grpo.jobs import trainjob
+from vqa_grpo.jobs.kind import kind_named
+from vqa_grpo.jobs.pod import merged
+from vqa_grpo.jobs.spec import KINDS, SECRETS, SETTINGS, SETTINGS_MAP, JobSpec, job_name
+from vqa_grpo.pipelines.wiring import NOTIFY_SECRET
+from vqa_grpo.steps.notice import URL
 
 ROOT = MANIFESTS.parent
-JOB = build_manifest(JobSpec(name=job_name("r"), run_id="r", module="m", image="i", num_nodes=2))
+SPEC = JobSpec(name=job_name("r"), run_id="r", module="m", image="i", num_nodes=2)
+JOB = kind_named("pytorchjob").build_manifest(SPEC)
 SITE = ("mlflow", "postgres", "janitor", "kueue", "trainer-v2", "external-secrets", "network-egress")
 
 
@@ -122,6 +128,11 @@ def test_the_pods_of_a_built_job_are_valid_pods(replica: str) -> None:
     assert faults({**pod, "spec": {**pod["spec"], "volume": []}})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_built_job_is_valid(kind: str) -> None:
+    assert faults(kind_named(kind).build_manifest(SPEC)) == []
+
+
 # --- what they mean -------------------------------------------------------------------------------------------------
 
 
@@ -174,8 +185,14 @@ def test_the_check_of_pod_security_finds_a_pod_that_asks_for_more() -> None:
     pod = copy.deepcopy(next(pods([JOB]))[1]["spec"])
     pod["containers"][0]["securityContext"]["capabilities"] = {"drop": ["ALL"], "add": ["IPC_LOCK"]}
     pod["volumes"].append({"name": "host", "hostPath": {"path": "/"}})
-    del pod["securityContext"]["runAsNonRoot"]
+    del pod["containers"][0]["securityContext"]["runAsNonRoot"]
     assert len(unrestricted(pod)) == 3
+
+
+def test_every_pod_stays_out_of_istio(rendered: list[dict[str, Any]]) -> None:
+    for name, template in pods(rendered):
+        for place in ("labels", "annotations"):
+            assert template["metadata"][place]["sidecar.istio.io/inject"] == "false", name
 
 
 def test_only_the_janitor_has_a_token(rendered: list[dict[str, Any]]) -> None:
@@ -208,6 +225,37 @@ def test_policies_hold_for_the_pods_of_both_kinds_of_job(everything: list[dict[s
             assert wanted.items() <= template["metadata"]["labels"].items()
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"gpus_per_node": 8, "cache_claim": "vqa-grpo-models", "shared_memory": "9Gi", "service_account": "me"}],
+)
+def test_a_trainjob_on_our_runtime_makes_the_pods_of_a_pytorchjob(
+    everything: list[dict[str, Any]], more: dict[str, Any]
+) -> None:
+    """What a TrainJob cannot say of its pods stands in the runtime: together they are a pod like any other."""
+    spec = replace(SPEC, **more)
+    (like,) = {
+        str(template): template for _, template in pods([kind_named("pytorchjob").build_manifest(spec)])
+    }.values()
+    job = kind_named("trainjob").build_manifest(spec)
+    runtime = named(everything, "TrainingRuntime", job["spec"]["runtimeRef"]["name"])
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = merged(runtime["spec"], patch["trainingRuntimeSpec"])["template"]["spec"]["replicatedJobs"]
+    made = node["template"]["spec"]["template"]
+    assert made["spec"].pop("restartPolicy") == "Never"  # a PyTorchJob says it beside its pods
+    account = made["spec"].pop("serviceAccountName")
+    assert account == like["spec"].pop("serviceAccountName", "vqa-grpo-trainer")
+    (container,) = made["spec"]["containers"]
+    assert container["name"] == trainjob.KIND.container
+    trainer = job["spec"]["trainer"]
+    words = trainer["command"] + trainer["args"]
+    container |= {"name": "pytorch", "image": trainer["image"], "env": trainer["env"]}
+    container |= {"resources": trainer["resourcesPerNode"], "command": words, "args": []}
+    (expected,) = like["spec"]["containers"]
+    expected |= {"command": expected["command"] + expected["args"], "args": []}
+    assert made == like
+
+
 def test_the_settings_are_the_ones_that_steps_take(rendered: list[dict[str, Any]]) -> None:
     (settings,) = (thing for thing in rendered if thing["kind"] == "ConfigMap")
     assert settings["metadata"]["name"] == SETTINGS_MAP
@@ -222,7 +270,7 @@ def test_the_external_secrets_are_the_ones_that_steps_and_jobs_refer_to(everythi
         assert thing["spec"]["target"]["name"] == thing["metadata"]["name"]
         found |= {entry["secretKey"]: thing["metadata"]["name"] for entry in thing["spec"]["data"]}
         assert all(entry["remoteRef"]["property"] == entry["secretKey"] for entry in thing["spec"]["data"])
-    assert found == SECRETS
+    assert found == SECRETS | {URL: NOTIFY_SECRET}
 
 
 def test_only_the_dev_overlay_holds_secrets(rendered: list[dict[str, Any]]) -> None:
@@ -281,7 +329,7 @@ def test_the_janitor_runs_a_command_that_there_is(everything: list[dict[str, Any
     assert each["command"] == ["vqa-grpo"]
     verb, *arguments = each["args"]
     assert {entry["name"] for entry in each["env"]} == {"NAMESPACE"}
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = get_command(app).commands
     if verb not in commands:
         pytest.skip(f"vqa-grpo {verb} is not there yet")
     known = {option for parameter in commands[verb].params for option in parameter.opts}

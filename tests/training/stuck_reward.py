@@ -1,8 +1,9 @@
-"""Rewards of a rank that comes to grief in the second step: `stuck_reward:hangs` or `:dies`."""
+"""Rewards of a rank that comes to grief in the second step: `stuck_reward:hangs`, `:dies` or `:leaves`."""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
@@ -23,5 +24,14 @@ def hangs(completions: list[Any], **columns: Any) -> list[float]:
 
 def dies(completions: list[Any], **columns: Any) -> list[float]:
     if _second_on_rank_1():
+        os.kill(os.getpid(), 9)
+    return [0.0] * len(completions)
+
+
+def leaves(completions: list[Any], **columns: Any) -> list[float]:
+    """As when machines are drained: the job is asked to stop, and this rank is gone before it could."""
+    if _second_on_rank_1():
+        os.kill(int(os.environ["SUPERVISOR"]), signal.SIGTERM)
+        time.sleep(2)
         os.kill(os.getpid(), 9)
     return [0.0] * len(completions)

@@ -131,11 +131,11 @@ def test_nodes_that_share_nothing_but_storage_go_on_on_other_machines(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize("more", [["zero2"], ["zero3"], ["zero3", *LORA]], ids=["zero2", "zero3", "zero3-lora"])
 def test_split_optimizers_go_on_on_other_machines(
-    start: Callable[..., Run], uninterrupted: Callable[..., Run], tmp_path: Path, stage: str
+    start: Callable[..., Run], uninterrupted: Callable[..., Run], tmp_path: Path, more: list[str]
 ) -> None:
-    swapped_nodes(start("--deepspeed", stage, ranks=2), uninterrupted("--deepspeed", stage, ranks=2), tmp_path)
+    swapped_nodes(start("--deepspeed", *more, ranks=2), uninterrupted("--deepspeed", *more, ranks=2), tmp_path)
 
 
 def swapped_nodes(run: Run, whole: Run, tmp_path: Path) -> None:

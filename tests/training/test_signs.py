@@ -103,3 +103,16 @@ def test_a_rank_that_comes_to_grief_ends_the_other_and_is_named(
     else:
         assert "SIGKILL" in failure.sentence
     assert [beat.step for beat in ending.beats] == [1, 1]
+
+
+@pytest.mark.full
+def test_a_job_that_loses_a_rank_as_it_is_stopped_asks_for_another_attempt(
+    tiny_model: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERVISOR", str(os.getpid()))
+    more = ("--reward_funcs", "stuck_reward:leaves", "--save_strategy", "steps", "--save_steps", "1")
+    failure = train(tiny_model, tiny_dataset, tmp_path, *more, processes=2).failure
+    assert failure is not None
+    assert (failure.rank, failure.reason) == (0, FailureReason.RETRY)
+    assert failure.sentence.startswith("stopped by SIGTERM and then RuntimeError: ")
+    assert "the newest checkpoint is step 1" in failure.sentence

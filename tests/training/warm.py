@@ -75,7 +75,7 @@ def run(
     journal: Path | None = None,
     term: tuple[int, int] | None = None,
     gone: int | None = None,
-    limit: float = 240.0,
+    limit: float = 540.0,
 ) -> list[int]:
     """Run the trainer in `ranks` forked processes; their exit codes, -9 for a killed one.
 

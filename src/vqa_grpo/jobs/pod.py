@@ -104,7 +104,7 @@ def _pod(spec: JobSpec, container: str, environment: Mapping[str, str]) -> dict[
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,  # training has no business with the API server
         "terminationGracePeriodSeconds": spec.grace_seconds,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [
             {
                 "name": container,
@@ -113,7 +113,13 @@ def _pod(spec: JobSpec, container: str, environment: Mapping[str, str]) -> dict[
                 "args": [_literally(word) for word in spec.arguments],
                 "env": _environment(spec, environment),
                 "resources": _resources(spec),
-                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                # Not for the whole pod: the training operator v1 puts an init container into every worker that runs
+                # as root and inherits what the pod says; the kubelet would not start it.
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                },
                 "terminationMessagePolicy": "FallbackToLogsOnError",
                 "volumeMounts": mounts,
             }

@@ -87,7 +87,9 @@ class VQATrainer(GRPOTrainer):
         if checkpoint is None:
             return
         if self.is_deepspeed_enabled and is_adapted(self.model):
-            check_adapter(self.model, Path(checkpoint))  # DeepSpeed loads a part of the weights, so not strictly
+            # DeepSpeed loads a part of the weights, so not strictly. Under ZeRO-3 only the first rank wrote a whole
+            # adapter, so that the folders of other nodes hold none to compare with.
+            check_adapter(self.model, Path(checkpoint), compare=self.is_world_process_zero())
         file = Path(checkpoint) / self._rollouts_name
         if file.is_file():
             saved = torch.load(file, map_location=self.args.device, weights_only=True)
@@ -238,14 +240,19 @@ def restore_weights(model: Any, folder: Path) -> None:
     model.load_state_dict(saved.state_dict(), strict=True)
 
 
-def check_adapter(model: Any, folder: Path) -> None:
-    """Hold the adapter in memory against the saved one; DataError unless every tensor is there and equal."""
+def check_adapter(model: Any, folder: Path, compare: bool = True) -> None:
+    """Hold the adapter in memory against the saved one; DataError unless every tensor is there and equal.
+
+    Every rank calls this, since it takes all to put together what ZeRO-3 split.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    saved = load_file(folder / "adapter_model.safetensors")
     with whole_parameters([value for value in model.parameters() if value.requires_grad]):
         held = {name: value.detach().cpu() for name, value in get_peft_model_state_dict(model).items()}
+    if not compare:
+        return
+    saved = load_file(folder / "adapter_model.safetensors")
     if odd := sorted(held.keys() ^ saved.keys()):
         raise DataError(f"the adapter of {folder} does not fit the model: {len(odd)} tensors differ, first {odd[0]}")
     for name, value in held.items():
