@@ -1,8 +1,9 @@
 """A Kubernetes API for tests: kmock's emulator, and what it lacks for a launcher that is to be followed closely.
 
 Added to kmock 0.8: watches by Python clients (they send `watch=True`), label and field selectors, uid and creation
-time, validation of a created body, a pod's log, and troubles on request. Everything that comes over HTTP is the
-launcher's; the tests' own operator changes objects through `read`, `put`, `patch` and `remove`.
+time, validation of a created body, a pod's log, the rights of the launcher's Role, and troubles on request. Everything
+that comes over HTTP is the launcher's; the tests' own operator changes objects through `read`, `put`, `set_status` and
+`remove`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ RESOURCES = {
     "events": kmock.resource("", "v1", "events"),
 }
 JOB_KINDS = ("pytorchjobs", "trainjobs")
+ROLE = Path(__file__).parents[2] / "manifests" / "base" / "launcher.yaml"
 _TICK_SECONDS = 0.01
 T = TypeVar("T")
 
@@ -99,6 +101,7 @@ class Cluster(kmock.KubernetesEmulator):
         self.log_repeats = False  # whether streams begin at the beginning, whatever they were asked for
         self.on_unauthorized: Callable[[], None] = _nothing
         self.bearer = ""  # what must stand in the Authorization header, where it is not empty
+        self._rights = _rights()
         self._loop: asyncio.AbstractEventLoop | None = None
         for resource in RESOURCES.values():
             self.resources[resource] = {"namespaced": True}
@@ -182,6 +185,8 @@ class Cluster(kmock.KubernetesEmulator):
             return _status(401, "Unauthorized")
         call = _call(len(self.calls), raw)
         self.calls.append(call)
+        if (call.resource, call.verb) not in self._rights:
+            return _status(403, f"forbidden: the launcher's Role does not let it {call} in namespace {NAMESPACE}")
         trouble = self.trouble(call) or ALL_WELL
         trouble.first()
         answer: web.StreamResponse = web.Response()
@@ -234,6 +239,13 @@ class Cluster(kmock.KubernetesEmulator):
             await asyncio.sleep(_TICK_SECONDS)
         await response.write_eof()
         return response
+
+
+def _rights() -> set[tuple[str, str]]:
+    """What the Role that we ship lets a launcher do. A component adds TrainJobs, with the verbs of PyTorchJobs."""
+    role = next(iter(yaml.safe_load_all(ROLE.read_text(encoding="utf-8"))))
+    rights = {(what, verb) for rule in role["rules"] for what in rule["resources"] for verb in rule["verbs"]}
+    return rights | {("trainjobs", verb) for what, verb in rights if what == "pytorchjobs"}
 
 
 def _call(number: int, raw: web.BaseRequest) -> Call:

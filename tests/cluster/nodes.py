@@ -151,7 +151,7 @@ class Kubelet:
         own = ["unshare", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _ENTER, "sh"]
         where = [*self._network.inside(node), *own, pod["metadata"]["name"], str(folder)]
         words = [*where, *variables, *spec["command"], *spec.get("args", ())]
-        return Container(words, node, folder, self._cluster.log(pod))
+        return Container(pod["metadata"]["name"], words, node, folder, self._cluster.log(pod))
 
     def _variables(self, pod: Mapping[str, Any], container: Mapping[str, Any]) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -179,6 +179,7 @@ def node_of(pod: Mapping[str, Any]) -> int:
 
 @dataclass
 class Container:
+    pod: str
     words: list[str]
     node: int
     folder: Path

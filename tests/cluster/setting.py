@@ -96,6 +96,12 @@ def deepspeed_ops() -> Path:
     # ninja is found by PATH, and may lie beside this Python alone.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(folder), "DS_ACCELERATOR": "cpu", "PATH": path}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=1200
+        )
+    except subprocess.TimeoutExpired:
+        # Whoever is killed while compiling leaves its lock, and everybody after it waits for ever.
+        pytest.fail(f"DeepSpeed's operators were not compiled: is a `lock` left in {folder}/*? Then delete it")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

@@ -183,10 +183,9 @@ def test_the_job_went_on_from_its_checkpoint_after_the_stop_and_after_the_loss_o
 
 
 def test_two_nodes_really_trained_under_zero(seen: Seen) -> None:
-    pods = [pod for pod in seen.cluster.read("pods") if pod["metadata"]["name"].startswith(job_name(RUN, 1))]
-    assert sorted(pod["status"]["phase"] for pod in pods) == ["Succeeded", "Succeeded"]
-    containers = [seen.kubelet.containers[pod["metadata"]["uid"]] for pod in pods]
-    assert {container.node for container in containers} == {0, 1}
+    last = [each for each in seen.kubelet.containers.values() if each.pod.startswith(job_name(RUN, 1))]
+    assert {each.pod.removeprefix(f"{job_name(RUN, 1)}-"): each.node for each in last} == {"master-0": 1, "worker-0": 0}
+    assert next(each.code for each in last if each.pod.endswith("master-0")) == 0
     checkpoints = f"s3://{embedded.BUCKET}/loop/{RUN}/checkpoints"
     newest = max(published_parts(checkpoints).items())
     assert (newest[0], len(newest[1])) == (SETTINGS["train.max_steps"], 2)
