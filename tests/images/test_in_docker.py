@@ -122,11 +122,11 @@ weight.grad = torch.ones(3000)
 optimizer.step()
 os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
 deepspeed.init_distributed("gloo")
-print(weight.detach().unique().tolist())
+print("stepped", torch.allclose(weight, torch.full((3000,), 0.5)))
 """
     ended = run(docker, "trainer", ["python", "-c", code])
     assert ended.code == 0, ended.output
-    assert ended.output.strip().endswith("[0.5]")
+    assert "stepped True" in ended.output
 
 
 def test_no_secret_of_the_machine_that_built_them_is_in_them(docker, tmp_path):
