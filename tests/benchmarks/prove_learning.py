@@ -268,6 +268,7 @@ class Study:
 
         Its name is made from everything that decides them; `base` for an arm is the base model itself.
         """
+        from vqa_grpo.evaluation.ask import predict_to
         from vqa_grpo.steps.shared import dataset_folder
 
         run = self.resolved(seed, "accuracy" if arm == "base" else arm)
@@ -276,7 +277,7 @@ class Study:
         if not out.exists():
             model = self.base(seed) if arm == "base" else self.tuned(seed, arm)
             config = steps.checked(run.config, [f"evaluate.split={self.split}"])
-            steps.predict_to(config, model, dataset_folder(self.questions()), out, f"ask {arm} {seed}")
+            predict_to(config, model, dataset_folder(self.questions()), out, f"ask {arm} {seed}")
         return out
 
 
