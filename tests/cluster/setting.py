@@ -95,7 +95,7 @@ def deepspeed_ops() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqa-grpo-tests" / "operators"
     folder.mkdir(parents=True, exist_ok=True)
     code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
-    environment = os.environ | nodes.Image({"TORCH_EXTENSIONS_DIR": str(folder), "DS_ACCELERATOR": "cpu"}).environment()
+    environment = os.environ | {"PATH": nodes.PROGRAMS, "TORCH_EXTENSIONS_DIR": str(folder), "DS_ACCELERATOR": "cpu"}
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=1200
