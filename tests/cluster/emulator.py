@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import ipaddress
 import os
 import ssl
 import threading
@@ -17,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -180,7 +181,7 @@ class Cluster(kmock.KubernetesEmulator):
     async def __call__(self, raw: web.BaseRequest) -> web.StreamResponse:  # type: ignore[override]
         if raw.query.get("watch") == "True":
             raw = raw.clone(rel_url=raw.rel_url.update_query(watch="true"))
-        if self.bearer and raw.headers.get("Authorization") != f"Bearer {self.bearer}":
+        if self.bearer and raw.headers.get("Authorization", "").partition(" ")[2] != self.bearer:
             self.on_unauthorized()
             return _status(401, "Unauthorized")
         call = _call(len(self.calls), raw)
@@ -355,6 +356,27 @@ def serve(cluster: Cluster, tls: ssl.SSLContext | None = None) -> Iterator[str]:
         assert cluster._loop is not None
         cluster._loop.call_soon_threadsafe(stop.set)
         thread.join(30)
+
+
+def certificate(path: Path) -> ssl.SSLContext:
+    """TLS for 127.0.0.1, and at `path` whom a client has to trust for it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    began, address = datetime.now(UTC) - timedelta(hours=1), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(began).not_valid_after(began + timedelta(days=1))
+    made = made.add_extension(x509.SubjectAlternativeName([address]), True)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    path.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(pem))
+    private = path.with_suffix(".key")
+    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path, private)
+    return context
 
 
 def write_kubeconfig(path: Path, url: str, token: str = "") -> Path:

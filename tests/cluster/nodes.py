@@ -26,6 +26,7 @@ from fake_operator import FINISHED, attempt_of, rank_of, terminated
 from network import ADDRESSES, Network
 
 GRACE_LIMIT = 30.0  # seconds: no test waits as long as a job may take for its last checkpoint
+PROGRAMS = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"  # PATH in a container
 _MESSAGE_BYTES = 4096
 _FALLBACK_LINES = 80
 
@@ -74,8 +75,7 @@ class Image:
     folders: Mapping[str, Path] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
-        programs = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-        return {"PATH": programs, "HOME": "/tmp/home", "LANG": "C.UTF-8", **self.variables}  # noqa: S108
+        return {"PATH": PROGRAMS, "HOME": "/tmp/home", "LANG": "C.UTF-8", **self.variables}  # noqa: S108
 
 
 class Kubelet:

@@ -88,14 +88,14 @@ def _answers(port: int) -> bool:
 
 
 def deepspeed_ops() -> Path:
-    """Where DeepSpeed's operators lie compiled, as an image of ours brings them; that takes minutes the first time."""
-    version = f"py{sys.version_info.major}{sys.version_info.minor}_cpu"
-    by_default = Path.home() / ".cache" / "torch_extensions" / version
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or by_default)
+    """Where DeepSpeed's operators lie compiled, as an image of ours brings them; that takes a minute the first time.
+
+    A folder of its own: compiled again by another `ninja` than the containers', they would be so in every container.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqa-grpo-tests" / "operators"
+    folder.mkdir(parents=True, exist_ok=True)
     code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
-    # ninja is found by PATH, and may lie beside this Python alone.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(folder), "DS_ACCELERATOR": "cpu", "PATH": path}
+    environment = os.environ | {"PATH": nodes.PROGRAMS, "TORCH_EXTENSIONS_DIR": str(folder), "DS_ACCELERATOR": "cpu"}
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=1200

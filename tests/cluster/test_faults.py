@@ -15,7 +15,8 @@ from typing import Any
 
 import hasty
 import pytest
-from emulator import Call, Cluster, Trouble, write_kubeconfig
+import yaml
+from emulator import Call, Cluster, Trouble, certificate, serve, write_kubeconfig
 from fake_operator import (
     HAPPY,
     Operator,
@@ -166,11 +167,33 @@ def test_an_api_that_stays_away_ends_the_step_and_a_retry_finds_the_job_again(cl
     assert cluster.created == names(0)
 
 
-@pytest.mark.parametrize("late", [0, 1, 5])
-def test_a_replaced_token_is_taken_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, late: int) -> None:
+@pytest.fixture
+def kubeconfig(cluster: Cluster) -> tuple[Cluster, Callable[[str], None]]:
+    """A cluster, and how its launcher is given another token: in a kubeconfig."""
     path = Path(os.environ["KUBECONFIG"])
-    url = _url(path)
-    write_kubeconfig(path, url, "first")
+    url = yaml.safe_load(path.read_text())["clusters"][0]["cluster"]["server"]
+    return cluster, lambda token: write_kubeconfig(path, url, token) and None
+
+
+@pytest.fixture
+def service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Cluster, Callable[[str], None]]]:
+    """The same as in a pod: over TLS, with the token in a file that the kubelet replaces."""
+    from kubernetes.config import incluster_config
+
+    authority, made, token = tmp_path / "ca.crt", Cluster(), tmp_path / "token"
+    with serve(made, certificate(authority)) as url:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", url.rpartition(":")[2])
+        monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
+        monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(authority))
+        yield made, lambda text: token.write_text(text) and None
+
+
+@pytest.mark.parametrize("late", [0, 1, 5])
+@pytest.mark.parametrize("place", ["kubeconfig", "service_account"])
+def test_a_replaced_token_is_taken_up(request: pytest.FixtureRequest, place: str, late: int) -> None:
+    cluster, give = request.getfixturevalue(place)
+    give("first")
     cluster.bearer = "first"
     refused = 0
 
@@ -178,13 +201,13 @@ def test_a_replaced_token_is_taken_up(cluster: Cluster, monkeypatch: pytest.Monk
         if call.number == 6:
             cluster.bearer = "second"
             if not late:
-                write_kubeconfig(path, url, "second")
+                give("second")
 
     def count() -> None:
         nonlocal refused
         refused += 1
         if refused == late:  # the new one comes to the pod some calls after the old one has ended
-            write_kubeconfig(path, url, "second")
+            give("second")
 
     play(cluster)
     cluster.on_unauthorized = count
@@ -200,12 +223,6 @@ def test_a_token_that_is_never_taken_is_a_matter_of_rights(cluster: Cluster) -> 
         hasty.launch(spec())
     assert error.value.reason is FailureReason.CONFIGURATION
     assert cluster.created == []
-
-
-def _url(path: Path) -> str:
-    import yaml
-
-    return str(yaml.safe_load(path.read_text())["clusters"][0]["cluster"]["server"])
 
 
 # --- the log ------------------------------------------------------------------------------------------------------

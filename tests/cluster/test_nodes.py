@@ -15,7 +15,7 @@ from vqa_grpo.jobs.spec import KINDS
 from vqa_grpo.storage.store import open_store
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.full) for kind in KINDS[1:])])
 def test_two_ranks_on_two_nodes_that_share_nothing_but_s3_meet(
     cluster: Cluster, s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
