@@ -14,7 +14,7 @@ from typing import Any
 from vqa_grpo import config as configuration
 from vqa_grpo.config import RunConfig
 from vqa_grpo.contract.failure import ConfigurationError
-from vqa_grpo.report.progress import announce, emit
+from vqa_grpo.report.progress import announce, emit, transferring
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
 
@@ -67,12 +67,13 @@ def work() -> Path:
 
 
 def dataset_folder(uri: str) -> Path:
-    return publish.fetch(uri, publish.cache_folder())
+    with transferring("download") as progress:
+        return publish.fetch(uri, publish.cache_folder(), progress)
 
 
 def model_folder(name: str) -> str:
     """A local folder for a model that is published; a folder or hub name stays as it is."""
-    return str(publish.fetch(name, publish.cache_folder())) if publish.looks_published(name) else name
+    return str(dataset_folder(name)) if publish.looks_published(name) else name
 
 
 def stages(step: str) -> Callable[[str, int, int], None]:

@@ -25,6 +25,7 @@ from vqa_grpo.contract.failure import (
     RetryError,
     StepError,
 )
+from vqa_grpo.report.progress import transferring
 from vqa_grpo.storage.store import explain_os_error
 from vqa_grpo.training import checkpoints, world
 from vqa_grpo.training.arguments import Arguments, parse
@@ -242,8 +243,8 @@ def fetched(name: str, arguments: Arguments) -> str:
     if not looks_published(name):
         return name
     # The first process of each host fetches, and the others find it there.
-    with arguments.grpo.main_process_first(local=True, desc="fetch"):
-        return str(fetch(name, cache_folder()))
+    with arguments.grpo.main_process_first(local=True, desc="fetch"), transferring("download") as progress:
+        return str(fetch(name, cache_folder(), progress))
 
 
 def published_digest(name: str) -> str:
