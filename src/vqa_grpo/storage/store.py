@@ -290,6 +290,7 @@ def _s3_errors(what: str) -> Iterator[None]:
         ParamValidationError,
         PartialCredentialsError,
     )
+    from urllib3.exceptions import HTTPError  # botocore lets it through where an error's own text breaks off
 
     endpoint = os.environ.get(_endpoint_variable()) or "AWS"
     try:
@@ -302,7 +303,7 @@ def _s3_errors(what: str) -> Iterator[None]:
         raise _explain_client_error(error, what, endpoint) from error
     except ParamValidationError as error:
         raise ConfigurationError(f"storage {what}: {' '.join(str(error).split())[:200]}") from None
-    except (BotoCoreError, Boto3Error) as error:
+    except (BotoCoreError, Boto3Error, HTTPError) as error:
         if isinstance(error.__context__, ClientError):  # a failed upload is wrapped; the answer of S3 says more
             raise _explain_client_error(error.__context__, what, endpoint) from error
         raise RetryError(f"S3 at {endpoint} failed on {what}: {error}; is {_endpoint_variable()} right?") from error
@@ -340,13 +341,14 @@ class S3Store:
 
     def read(self, name: str) -> bytes | None:
         from botocore.exceptions import HTTPClientError, IncompleteReadError
+        from urllib3.exceptions import HTTPError
 
         try:
             with _s3_errors(f"{self.uri}/{name}"):
                 for attempt in range(1, ATTEMPTS + 1):
                     try:
                         return _client().get_object(Bucket=self._bucket, Key=self._key(name))["Body"].read()
-                    except (HTTPClientError, IncompleteReadError):
+                    except (HTTPClientError, IncompleteReadError, HTTPError):
                         if attempt == ATTEMPTS:
                             raise
         except DataError:
