@@ -60,10 +60,10 @@ def play(cluster: Cluster, **parts: Any) -> Operator:
     return operator
 
 
-def fails(operator: Operator, job: JobSpec) -> StepError:
+def fails(operator: Operator, job: JobSpec, speed: int = hasty.SPEED) -> StepError:
     """The verdict on a job that must fail, in one line; and nothing may hold a node afterwards."""
     with pytest.raises(StepError) as error:
-        hasty.launch(job)
+        hasty.launch(job, speed)
     settle(operator)
     assert "\n" not in str(error.value)
     return error.value
@@ -212,7 +212,7 @@ def test_a_replaced_token_is_taken_up(request: pytest.FixtureRequest, place: str
     play(cluster)
     cluster.on_unauthorized = count
     cluster.trouble = lambda call: Trouble(None, True, first=lambda: rotate(call))
-    hasty.launch(spec())
+    hasty.launch(spec(), speed=10)
     assert cluster.created == names(0)
     assert refused >= max(late, 1)
 
@@ -268,11 +268,11 @@ PEER = said("retry", "Connection closed by peer", 2, peer=True)
 def test_the_pod_at_fault_gives_the_verdict_whichever_ends_first(cluster: Cluster, code: int, reason: str) -> None:
     at_fault = [*WAITS, exits(code, said(reason, "the cause", 1))]
     follows = [*WAITS, exits(75, PEER)]
-    early, late = [running, exits(75, PEER)], [running, running, exits(code, said(reason, "the cause", 1))]
+    early, late = [running, exits(75, PEER)], [*[running] * 4, exits(code, said(reason, "the cause", 1))]
     for number, (master, worker) in enumerate([(at_fault, follows), (follows, at_fault), (early, late), (late, early)]):
         run = f"run-{number}"
         operator = play(cluster, master=master, worker=worker)
-        error = fails(operator, spec(run))
+        error = fails(operator, spec(run), speed=10)
         assert (error.reason, "the cause" in str(error)) == (FailureReason(reason), True)
         attempts = (0, 1) if reason == "internal" else (0,)  # what nobody foresaw may not come again
         assert [name for name in cluster.created if run in name] == names(*attempts, run=run)
