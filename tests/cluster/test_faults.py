@@ -461,6 +461,26 @@ def test_a_launcher_told_to_stop_at_any_call_leaves_nothing_running(cluster: Clu
     assert tried > 20
 
 
+@pytest.mark.parametrize("status", [Reset, 429, 503])
+def test_a_stop_whose_first_delete_fails_leaves_nothing_running(cluster: Cluster, status: int) -> None:
+    operator = play(cluster, master=WAITS, worker=WAITS)
+    deletes = 0
+
+    def trouble(call: Call) -> Trouble | None:
+        nonlocal deletes
+        if call.number == 8:
+            return Trouble(None, True, first=lambda: os.kill(process.pid, signal.SIGTERM))
+        deletes += call.verb == "delete"
+        return Trouble(status) if call.verb == "delete" and deletes == 1 else None
+
+    cluster.trouble = trouble
+    process = hasty.start(spec())
+    process.join(60)
+    assert process.exitcode == FailureReason.CANCELLED.exit_code
+    assert cluster.read("pytorchjobs") == []
+    settle(operator)
+
+
 WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": "w", "uid": "w-1"}}
 
 
