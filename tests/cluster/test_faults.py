@@ -60,10 +60,10 @@ def play(cluster: Cluster, **parts: Any) -> Operator:
     return operator
 
 
-def fails(operator: Operator, job: JobSpec) -> StepError:
+def fails(operator: Operator, job: JobSpec, speed: int = hasty.SPEED) -> StepError:
     """The verdict on a job that must fail, in one line; and nothing may hold a node afterwards."""
     with pytest.raises(StepError) as error:
-        hasty.launch(job)
+        hasty.launch(job, speed)
     settle(operator)
     assert "\n" not in str(error.value)
     return error.value
@@ -212,7 +212,7 @@ def test_a_replaced_token_is_taken_up(request: pytest.FixtureRequest, place: str
     play(cluster)
     cluster.on_unauthorized = count
     cluster.trouble = lambda call: Trouble(None, True, first=lambda: rotate(call))
-    hasty.launch(spec())
+    hasty.launch(spec(), speed=10)
     assert cluster.created == names(0)
     assert refused >= max(late, 1)
 
@@ -268,11 +268,11 @@ PEER = said("retry", "Connection closed by peer", 2, peer=True)
 def test_the_pod_at_fault_gives_the_verdict_whichever_ends_first(cluster: Cluster, code: int, reason: str) -> None:
     at_fault = [*WAITS, exits(code, said(reason, "the cause", 1))]
     follows = [*WAITS, exits(75, PEER)]
-    early, late = [running, exits(75, PEER)], [running, running, exits(code, said(reason, "the cause", 1))]
+    early, late = [running, exits(75, PEER)], [*[running] * 4, exits(code, said(reason, "the cause", 1))]
     for number, (master, worker) in enumerate([(at_fault, follows), (follows, at_fault), (early, late), (late, early)]):
         run = f"run-{number}"
         operator = play(cluster, master=master, worker=worker)
-        error = fails(operator, spec(run))
+        error = fails(operator, spec(run), speed=10)
         assert (error.reason, "the cause" in str(error)) == (FailureReason(reason), True)
         attempts = (0, 1) if reason == "internal" else (0,)  # what nobody foresaw may not come again
         assert [name for name in cluster.created if run in name] == names(*attempts, run=run)
@@ -459,6 +459,26 @@ def test_a_launcher_told_to_stop_at_any_call_leaves_nothing_running(cluster: Clu
         settle(operator)
     print(f"stopped at {tried} moments")
     assert tried > 20
+
+
+@pytest.mark.parametrize("status", [Reset, 429, 503])
+def test_a_stop_whose_first_delete_fails_leaves_nothing_running(cluster: Cluster, status: int) -> None:
+    operator = play(cluster, master=WAITS, worker=WAITS)
+    deletes = 0
+
+    def trouble(call: Call) -> Trouble | None:
+        nonlocal deletes
+        if call.number == 8:
+            return Trouble(None, True, first=lambda: os.kill(process.pid, signal.SIGTERM))
+        deletes += call.verb == "delete"
+        return Trouble(status) if call.verb == "delete" and deletes == 1 else None
+
+    cluster.trouble = trouble
+    process = hasty.start(spec())
+    process.join(60)
+    assert process.exitcode == FailureReason.CANCELLED.exit_code
+    assert cluster.read("pytorchjobs") == []
+    settle(operator)
 
 
 WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": "w", "uid": "w-1"}}
