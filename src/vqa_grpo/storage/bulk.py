@@ -19,7 +19,7 @@ from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError
 
-PART = 16 << 20  # bytes of one request: what a thread holds, and what a fault costs
+PART = 8 << 20  # bytes of one request: what a thread holds, and what a fault costs
 _MOST_PARTS = 10_000  # of one object, says S3
 _ATTEMPTS = 3  # obstore repeats requests that fail; an answer that breaks off is repeated here
 _ALGORITHMS = ("AES256", "aws:kms", "aws:kms:dsse")
