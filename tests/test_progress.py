@@ -101,3 +101,19 @@ def test_lines_that_only_look_like_reports_are_not_reports() -> None:
     assert progress.read('text @progress {"task": "x", "done": 1, "total": 2}') is None
     assert progress.read("@progress") is None
     assert progress.read_step('@step {"step": "x"}') is None
+
+
+@pytest.mark.usefixtures("lines")
+def test_a_long_transfer_is_shown_in_megabytes_and_a_short_one_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    with progress.transferring("download") as show:
+        show(5, 10)
+        show(10, 10)
+    assert capsys.readouterr().out == ""
+    with progress.transferring("download") as show:
+        show(50_000_000, 200_000_000)
+        show(200_000_000, 200_000_000)
+    reports = [progress.read(line) or {} for line in capsys.readouterr().out.splitlines()]
+    assert [(report["done"], report["total"]) for report in reports][:2] == [(50, 200), (200, 200)]

@@ -55,7 +55,7 @@ RISE = 0.10
 AT_ONCE = 2
 SHOWN_SECONDS = 30.0
 # CPU-seconds that a piece takes, roughly: for the time left, nothing else.
-COSTS = {"data": 15, "base": 200, "train": 150, "read": 60}
+COSTS = {"data": 15, "base": 225, "train": 145, "read": 20}
 # Where a task that a piece reports stands in it: start and width.
 TASKS = {"prepare vision": (0.0, 0.55), "prepare captions": (0.55, 0.07), "prepare answers": (0.62, 0.38)}
 NOTES = """Per kind of question. Blind: always the commonest training answer to the same question text. Form: answers
@@ -268,6 +268,7 @@ class Study:
 
         Its name is made from everything that decides them; `base` for an arm is the base model itself.
         """
+        from vqa_grpo.evaluation.ask import predict_to
         from vqa_grpo.steps.shared import dataset_folder
 
         run = self.resolved(seed, "accuracy" if arm == "base" else arm)
@@ -276,7 +277,7 @@ class Study:
         if not out.exists():
             model = self.base(seed) if arm == "base" else self.tuned(seed, arm)
             config = steps.checked(run.config, [f"evaluate.split={self.split}"])
-            steps.predict_to(config, model, dataset_folder(self.questions()), out, f"ask {arm} {seed}")
+            predict_to(config, model, dataset_folder(self.questions()), out, f"ask {arm} {seed}")
         return out
 
 

@@ -83,6 +83,13 @@ def test_with_nothing_in_form_there_is_no_rate_rather_than_a_zero(study: ModuleT
     assert (found.base, found.both, found.gain, found.gain_ci) == (None, 0, None, None)
 
 
+def test_the_lenient_answer_is_the_last_word_that_could_be_one(study: ModuleType) -> None:
+    assert study.lenient("The image shows a red circle. So it is red.") == "red"
+    assert study.lenient('{"reasoning_steps": ["The image shows a red circle."], "answer": "circle"}') == "circle"
+    assert study.lenient("The image shows a circle. My answer is no.") == "no"
+    assert study.lenient("Yesterday it was redder.") is None
+
+
 def prediction_file(path: Path, rows: list[dict[str, Any]]) -> Path:
     pq.write_table(pa.Table.from_pylist(rows, schema=prediction_schema()), path)
     return path

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from vqa_grpo.components.images import VARIABLES
-from vqa_grpo.pipelines.package import package
+from vqa_grpo.pipelines import package as packaging
 from vqa_grpo.storage.store import open_store
 
 IMAGES = {name: os.environ.get(variable, "") for name, variable in VARIABLES.items()}
@@ -122,11 +122,11 @@ weight.grad = torch.ones(3000)
 optimizer.step()
 os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
 deepspeed.init_distributed("gloo")
-print(weight.detach().unique().tolist())
+print("stepped", torch.allclose(weight, torch.full((3000,), 0.5)))
 """
     ended = run(docker, "trainer", ["python", "-c", code])
     assert ended.code == 0, ended.output
-    assert ended.output.strip().endswith("[0.5]")
+    assert "stepped True" in ended.output
 
 
 def test_no_secret_of_the_machine_that_built_them_is_in_them(docker, tmp_path):
@@ -197,18 +197,20 @@ def answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train.yaml as compile writes it, but for two things that only a cluster has.
+    """train.yaml as compile writes it, but for three things that only a cluster has.
 
     Training and evaluation are jobs of their own there; here they run where they are launched, which must then be the
-    trainer's image. And a step that fails is not tried again after half a minute.
+    trainer's image. An image may be a parameter there, which Kubeflow's runner here does not look up. And a step that
+    fails is not tried again after half a minute.
     """
-    folder = tmp_path_factory.mktemp("compiled")
-    path = next(
-        path for path in package(folder, **{f"{n}_image": i for n, i in IMAGES.items()}) if path.stem == "train"
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packaging, "PIPELINES", {"train": packaging.PIPELINES["train"]})
+        (path,) = packaging.package(tmp_path_factory.mktemp("compiled"), IMAGES["steps"], IMAGES["trainer"])
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    for launcher in ("exec-train-model", "exec-evaluate-models"):
-        documents[0]["deploymentSpec"]["executors"][launcher]["container"]["image"] = IMAGES["trainer"]
+    for name, executor in documents[0]["deploymentSpec"]["executors"].items():
+        launches = name in ("exec-train-model", "exec-evaluate-models")
+        if launches or executor["container"]["image"].startswith("{{$.inputs"):
+            executor["container"]["image"] = IMAGES["trainer"]
     for component in (documents[0]["root"], *documents[0]["components"].values()):
         for task in component.get("dag", {}).get("tasks", {}).values():
             task.pop("retryPolicy", None)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vqa_grpo import config
 from vqa_grpo.contract import prompt
 from vqa_grpo.contract.failure import DataError
 from vqa_grpo.contract.record import Record
@@ -226,6 +227,16 @@ def test_a_picture_of_another_size_is_refused() -> None:
     Image.new("RGB", (32, 64)).save(data, "PNG")
     with pytest.raises(DataError, match="64 x 64"):
         pictures.decode([data.getvalue()])
+
+
+def test_every_recipe_can_be_asked_for_in_a_configuration() -> None:
+    for name in RECIPES:
+        assert config.load("quickstart", [f"model.recipe={name}"]).model.recipe == name
+
+
+def test_a_base_that_mistakes_look_alikes_is_another_base(rows: list[Record], micro: Built, tmp_path: Path) -> None:
+    build_base(rows, tmp_path, replace(MICRO, mistaken_share=1.0), SHORT, 0, lambda *_: None)
+    assert (tmp_path / "model.safetensors").read_bytes() != micro.weights
 
 
 def test_a_key_names_everything_that_a_build_depends_on() -> None:

@@ -605,12 +605,12 @@ def test_checkpoints_stay_until_the_model_is_published(resolve, tmp_path, monkey
     run = resolve(run_id="r")
     checkpoints = Path(step_uri(run.root, "r", "checkpoints"))
 
-    def launch(config: Any, run_id: str, uri: str, *_: Any) -> None:
+    def launch(config: Any, run_id: str, root: str, *_: Any) -> None:
         (checkpoints / "step-000002").mkdir(parents=True)
         (checkpoints / "step-000002" / "READY").write_text("{}")
         if not publishes:
             raise JobError("no memory", FailureReason.OUT_OF_MEMORY)
-        publish_model(uri, tmp_path)
+        publish_model(step_uri(root, run_id, "model"), tmp_path)
 
     monkeypatch.setattr(train, "launch_training", launch)
     with contextlib.nullcontext() if publishes else pytest.raises(JobError):

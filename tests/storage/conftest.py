@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from vqa_grpo.storage import claim, store
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from storage_proxy import Proxy, between
 
 FILES = {"a.txt": b"alpha", "deep/er/b.bin": bytes(range(256)), "empty": b"", "ümläut name": b"x"}
 
@@ -40,3 +47,14 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         return files
 
     return read
+
+
+@pytest.fixture
+def proxied(s3: str, s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Proxy, str]]:
+    """A proxy before the real S3, which all requests of this process go through, and a URI where nothing is yet."""
+    with between(s3_server["AWS_ENDPOINT_URL"]) as (proxy, url):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        store._client.cache_clear()
+        claim._known.clear()
+        yield proxy, f"{s3}/{uuid.uuid4().hex}"
+    store._client.cache_clear()

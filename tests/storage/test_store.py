@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError, RetryError, StepError
-from vqa_grpo.storage import publish, store
+from vqa_grpo.storage import bulk, publish, store
 from vqa_grpo.storage.store import Entry, explain_os_error, is_remote, normalise, open_store
 
 DEAD = "http://127.0.0.1:9"
@@ -39,6 +40,10 @@ def failure(kind: type[StepError], call: Callable[..., Any], *arguments: Any) ->
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def named(entries: list[Entry]) -> list[tuple[str, int]]:
+    return [(entry.name, entry.size) for entry in entries]
 
 
 # --- names ------------------------------------------------------------------------------------------------------
@@ -120,9 +125,10 @@ def test_entries_are_names_and_sizes_below_the_prefix(place: str) -> None:
     assert kept.entries() == []
     for name, data in {"a/1": b"1", "a/2": b"22", "ab": b"333"}.items():
         kept.write(name, data)
-    assert kept.entries() == [Entry("a/1", 1), Entry("a/2", 2), Entry("ab", 3)]
-    assert kept.entries("a/") == [Entry("a/1", 1), Entry("a/2", 2)]
+    assert named(kept.entries()) == [("a/1", 1), ("a/2", 2), ("ab", 3)]
+    assert named(kept.entries("a/")) == [("a/1", 1), ("a/2", 2)]
     assert [entry.name for entry in kept.entries("a")] == ["a/1", "a/2", "ab"]
+    assert all(abs(entry.modified - time.time()) < 600 for entry in kept.entries())
 
 
 def test_a_neighbour_with_a_longer_name_is_not_ours(place: str) -> None:
@@ -139,19 +145,36 @@ def test_delete_takes_a_prefix_and_nothing_else(place: str) -> None:
     assert [entry.name for entry in kept.entries()] == ["b"]
 
 
-def test_downloading_what_is_not_there_is_one_clear_line(place: str, tmp_path: Path) -> None:
-    with pytest.raises(StepError) as caught:
-        open_store(place).download("nothing", tmp_path / "out")
-    assert "nothing" in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_reading_what_is_not_there_is_one_clear_line(place: str) -> None:
+    assert "nothing" in failure(DataError, open_store(place).read_range, "nothing", 0, 1)
 
 
-def test_files_are_uploaded_and_downloaded_whole(place: str, tmp_path: Path) -> None:
-    data = os.urandom(3_000_000)
+def test_files_are_uploaded_whole_and_read_in_ranges(place: str, tmp_path: Path) -> None:
+    data = os.urandom(2 * bulk.PART + 3)
     (tmp_path / "in").write_bytes(data)
-    open_store(place).upload("big", tmp_path / "in", publish.sha256_of(tmp_path / "in"))
-    open_store(place).download("big", tmp_path / "out")
-    assert (tmp_path / "out").read_bytes() == data
+    kept, digest = open_store(place), publish.sha256_of(tmp_path / "in")
+    kept.upload("big", tmp_path / "in", digest)
+    assert bytes(kept.read_range("big", 5, bulk.PART + 7)) == data[5 : bulk.PART + 7]
+    assert kept.read("big") == data
+    assert kept.holds("big", digest)
+    assert not kept.holds("big", "0" * 64)
+    assert not kept.holds("nothing", digest)
+
+
+@pytest.mark.parametrize("name", ["a#b", "a%20b", "a+b", "q?x", "quote'\"", "[x]*{y}~", "e=&;:@,$!()"])
+def test_any_file_name_comes_back_as_it_was(place: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").write_bytes(b"x")
+    kept = open_store(place)
+    kept.upload(name, tmp_path / "in", publish.sha256_of(tmp_path / "in"))
+    assert named(kept.entries()) == [(name, 1)]
+    assert bytes(kept.read_range(name, 0, 1)) == b"x"
+    kept.delete(name)
+    assert kept.entries() == []
+
+
+def test_a_name_that_s3_cannot_hold_is_named(s3: str, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"x")
+    assert "tab" in failure(DataError, open_store(f"{s3}/names").upload, "tab\there", tmp_path / "in", "")
 
 
 def test_no_half_file_is_ever_seen_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +189,7 @@ def test_no_half_file_is_ever_seen_under_its_name(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "write_bytes", break_off)
     failure(RetryError, kept.write, "name", b"other")
     assert kept.read("name") == b"whole"
-    assert kept.entries() == [Entry("name", 5)]
+    assert named(kept.entries()) == [("name", 5)]
 
 
 # --- S3 goes wrong ----------------------------------------------------------------------------------------------
@@ -182,7 +205,9 @@ def test_each_wrong_credential_is_named(s3: str, change_env: Callable[..., None]
         (kept.entries, ()),
         (kept.delete, ("name",)),
         (kept.upload, ("name", tmp_path / "file", "")),
-        (kept.download, ("name", tmp_path / "out")),
+        (kept.read_range, ("name", 0, 1)),
+        (kept.holds, ("name", "")),
+        (kept.unfinished, ()),
     ]
     change_env(AWS_SECRET_ACCESS_KEY="wrong")  # noqa: S106
     for call, arguments in calls:
@@ -251,14 +276,16 @@ def test_a_full_disk_is_named_and_nothing_becomes_visible(small_disk: Path, tmp_
     message = failure(RetryError, publish.publish_folder, target, tmp_path / "made")
     assert message.startswith(f"disk full while writing {target}")  # the disk that is full, not the file copied
     assert publish.find(target) is None
-    assert open_store(target).entries() == []
+    assert [Path(entry.name).name for entry in open_store(target).entries()] == [publish.MANIFEST]
     assert "disk full while writing" in failure(RetryError, open_store(target).write, "name", b"x" * 1_000_000)
 
 
-def test_a_full_disk_below_a_download_is_named(s3: str, small_disk: Path) -> None:
-    kept = open_store(f"{s3}/too-big")
-    kept.write("name", b"x" * 1_000_000)
-    assert "disk full" in failure(RetryError, kept.download, "name", small_disk / "out")
+def test_a_full_disk_below_a_download_is_named(s3: str, small_disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "big.bin").write_bytes(b"x" * 1_000_000)
+    publish.publish_folder(f"{s3}/{tmp_path.name}/too-big", tmp_path / "made")
+    message = failure(RetryError, publish.fetch, f"{s3}/{tmp_path.name}/too-big", small_disk / "cache")
+    assert "disk full" in message
 
 
 def test_a_copy_that_meets_a_full_disk_names_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,24 @@ def storage(runs: Annotated[Path, typer.Option(help="The folder that the runs us
     sys.exit(serve_storage(runs))
 
 
+@app.command()
+def cleanup(
+    uri: Annotated[str, typer.Argument(help="Everything below it is looked at: s3://bucket/prefix or a folder.")],
+    older_than_hours: Annotated[float, typer.Option(help="What was written since then stays.")] = 24,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is found, instead of only listing it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find, and with --delete remove, what writers that were killed left in storage; nothing published is touched."""
+    from vqa_grpo.storage.cleanup import clean_up
+
+    found = clean_up(uri, older_than_hours, delete)
+    lines = [f"{left.kind}  {left.name}  {left.objects} objects, {left.size:,} bytes, {left.hours} h" for left in found]
+    lines.append(
+        f"{len(found)} {'deleted' if delete else 'found; --delete removes them'}" if found else "nothing to do"
+    )
+    _say([left._asdict() for left in found], as_json, "\n".join(lines))
+
+
 # --- data -------------------------------------------------------------------------------------------------------
 
 

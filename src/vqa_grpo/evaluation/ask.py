@@ -10,7 +10,7 @@ from vqa_grpo.config import RunConfig
 from vqa_grpo.contract import prompt as prompts
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.models.source import local_model
-from vqa_grpo.report.progress import emit
+from vqa_grpo.report.progress import emit, transferring
 
 FILE = "predictions.parquet"  # in a published folder of predictions
 
@@ -27,8 +27,10 @@ def predict_to(
 
     index, count = share
     rows = held_out(run, dataset).shard(count, index, contiguous=False)
+    with transferring("download") as progress:
+        folder = Path(local_model(model, progress=progress))
     predictions = predict(
-        Path(local_model(model)),
+        folder,
         rows,
         prompts.load(run.model.prompt),
         batch_size=run.evaluate.batch_size,

@@ -7,27 +7,30 @@ when it is whole; one that broke off goes on.
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from vqa_grpo.contract.failure import ConfigurationError, RetryError, StepError
 from vqa_grpo.contract.layout import key_of
 from vqa_grpo.storage import publish
-from vqa_grpo.storage.reading import File, list_files
-from vqa_grpo.storage.store import Store, explain_os_error, is_remote, normalise, open_store
+from vqa_grpo.storage.reading import FETCH_BYTES, File, list_files, open_file
+from vqa_grpo.storage.store import explain_os_error, is_remote, normalise
+from vqa_grpo.storage.transfer import Progress, nothing
 
 _HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]  # never code, never pickles
 
 
-def local_model(name: str, revision: str = "") -> str:
+def local_model(name: str, revision: str = "", progress: Progress = nothing) -> str:
     """The folder that holds a model, fetched first where need be; a folder's name stays as it is.
 
-    Raises ConfigurationError where there is no such model, RetryError where its place does not answer.
+    `progress` hears of the bytes of a published model. Raises ConfigurationError where there is no such model,
+    RetryError where its place does not answer.
     """
     if publish.looks_published(name):
         if not is_remote(name) or publish.is_published(name):
-            return str(publish.fetch(name, publish.cache_folder()))
+            return str(publish.fetch(name, publish.cache_folder(), progress))
         return str(_from_prefix(name, publish.cache_folder() / "models"))
     if Path(name).expanduser().is_dir() or not (hub := _HUB.fullmatch(name)):
         return name
@@ -109,18 +112,19 @@ def _from_prefix(uri: str, cache: Path) -> Path:
                 unfinished = final.with_suffix(".part")
                 unfinished.mkdir(exist_ok=True)
                 for file in files:
-                    _download(open_store(uri), file, unfinished / file.name)
+                    _download(uri, file, unfinished / file.name)
                 unfinished.rename(final)
     except OSError as error:
         raise explain_os_error(error) from error
     return final
 
 
-def _download(store: Store, file: File, path: Path) -> None:
+def _download(uri: str, file: File, path: Path) -> None:
     if path.is_file() and path.stat().st_size == file.size:  # an earlier try's, whole: see the rename
         return
     staged = path.with_name(f".{path.name}.part")  # written by whoever holds the lock, over what a killed one left
-    store.download(file.name, staged)
+    with open_file(f"{uri}/{file.name}") as theirs, staged.open("wb") as ours:
+        shutil.copyfileobj(theirs, ours, FETCH_BYTES)
     if staged.stat().st_size != file.size:
-        raise RetryError(f"{store.uri}/{file.name} changed while it was fetched: try again")
+        raise RetryError(f"{uri}/{file.name} changed while it was fetched: try again")
     staged.rename(path)

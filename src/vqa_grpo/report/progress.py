@@ -11,12 +11,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 PREFIX = "@progress "
 _PLAIN_SECONDS = 10.0
 _LINE_SECONDS = 0.5
+_LONG_BYTES = 100_000_000
 T = TypeVar("T")
 
 
@@ -84,6 +86,22 @@ class Meter:
             emit(self.task, self.done, self.total, note)
         else:
             print(describe(self.task, self.done, self.total, time.monotonic() - self._start, note), file=sys.stderr)
+
+
+@contextmanager
+def transferring(task: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback for the bytes that are done and those in all, shown in megabytes; short transfers are not shown."""
+    with ExitStack() as shown:
+        meters: list[Meter] = []
+
+        def show(done: int, total: int) -> None:
+            if total < _LONG_BYTES:
+                return
+            if not meters:
+                meters.append(shown.enter_context(Meter(task, total // 1_000_000)))
+            meters[0].advance(done // 1_000_000 - meters[0].done, "MB")
+
+        yield show
 
 
 def describe(task: str, done: int, total: int, seconds: float, note: str = "") -> str:

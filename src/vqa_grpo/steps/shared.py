@@ -12,7 +12,7 @@ from typing import Any
 from vqa_grpo import config as configuration
 from vqa_grpo.config import RunConfig
 from vqa_grpo.contract.failure import ConfigurationError
-from vqa_grpo.report.progress import announce, emit
+from vqa_grpo.report.progress import announce, emit, transferring
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
 
@@ -60,7 +60,8 @@ def config_of(text: str) -> RunConfig:
 
 
 def dataset_folder(uri: str) -> Path:
-    return publish.fetch(uri, publish.cache_folder())
+    with transferring("download") as progress:
+        return publish.fetch(uri, publish.cache_folder(), progress)
 
 
 def stages(step: str) -> Callable[[str, int, int], None]:

@@ -1,15 +1,17 @@
 """Publish once: a folder becomes visible whole, with its digest, or not at all.
 
-    URI/attempt-<id>/<files>       uploaded first, each with its size and SHA-256
-    URI/attempt-<id>/manifest.json what was uploaded
+    URI/attempt-<id>/manifest.json what the attempt consists of, put first; its digest is the attempt's id
+    URI/attempt-<id>/<files>       each with its size and SHA-256
     URI/READY                      put last and only if absent: names the attempt and the manifest's digest
 
 A reader trusts READY, then the manifest whose digest READY names, then each file's digest. A retried step finds
-READY and returns. Of two writers one wins, and both get the winner's result.
+READY and returns; one that broke off goes on in the same attempt, when it has the same to publish. Of two writers
+one wins, and both get the winner's result.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -18,17 +20,19 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vqa_grpo.contract.failure import DataError, RetryError
-from vqa_grpo.storage.store import Store, explain_os_error, is_remote, open_store
+from vqa_grpo.storage import transfer
+from vqa_grpo.storage.store import explain_os_error, is_remote, open_store, sha256_of
+from vqa_grpo.storage.transfer import Files, Progress, nothing
 
 READY = "READY"
 MANIFEST = "manifest.json"
-PARALLEL = 8
+ATTEMPT = "attempt-"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Published:
     uri: str
     root: str
     digest: str
-    files: dict[str, dict[str, Any]]  # name → {"size": bytes, "sha256": hex}
+    files: Files
     metadata: dict[str, Any]
 
 
@@ -76,29 +80,34 @@ def get(uri: str) -> Published:
     return published
 
 
-def publish_folder(uri: str, folder: Path, metadata: dict[str, Any] | None = None) -> Published:
+def publish_folder(
+    uri: str,
+    folder: Path,
+    metadata: dict[str, Any] | None = None,
+    files: Files | None = None,
+    progress: Progress = nothing,
+) -> Published:
     """Upload `folder` and mark it ready; returns what is already there if it was published before.
 
-    Raises RetryError when an upload does not arrive whole. Symbolic links are refused: they could reach outside.
+    `files` are its facts, as `describe` gives them, where they are known already. Raises RetryError when an upload
+    does not arrive whole. Symbolic links are refused: they could reach outside.
     """
     if (existing := find(uri)) is not None:
         return existing
     store = open_store(uri)
-    attempt = f"attempt-{uuid.uuid4().hex[:12]}"
-    files = describe(folder)
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        jobs = [
-            pool.submit(store.upload, f"{attempt}/{name}", folder / name, facts["sha256"])
-            for name, facts in files.items()
-        ]
-        for job in jobs:
-            job.result()
-    _check_arrived(store, attempt, files)
+    files = files or describe(folder)
     manifest = {"digest": digest_of(files), "files": files, "metadata": metadata or {}}
     data = json.dumps(manifest, indent=1, sort_keys=True).encode()
-    store.write(f"{attempt}/{MANIFEST}", data)
-    ready = {"attempt": attempt, "manifest_sha256": hashlib.sha256(data).hexdigest()}
-    first = store.create(READY, json.dumps(ready).encode())
+    manifest_sha256 = hashlib.sha256(data).hexdigest()
+    attempt = f"{ATTEMPT}{manifest_sha256[:16]}"
+    store.write(f"{attempt}/{MANIFEST}", data)  # first: it makes an old attempt young again in the eyes of clean-up
+    try:
+        transfer.send(store, attempt, folder, files, progress)
+    except RetryError:
+        if (winner := find(uri)) is not None:  # who had the same and was faster has cleared up
+            return winner
+        raise
+    first = store.create(READY, json.dumps({"attempt": attempt, "manifest_sha256": manifest_sha256}).encode())
     published = get(uri)
     # A request that S3 fulfilled but whose answer was lost is sent again, and then finds its own READY there.
     if not first and published.root != f"{store.uri}/{attempt}":
@@ -128,11 +137,11 @@ def scratch(work: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def fetch(uri: str, cache: Path) -> Path:
+def fetch(uri: str, cache: Path, progress: Progress = nothing) -> Path:
     """A local folder with the files published at `uri`, every digest checked when they arrive.
 
     Files already on this machine's disk are used where they lie; others are downloaded once into `cache`, under
-    their digest, so that processes can share them.
+    their digest, by one of the processes that share it while the others wait. What breaks off goes on next time.
     """
     published = get(uri)
     if not published.root.startswith("s3://"):
@@ -141,19 +150,40 @@ def fetch(uri: str, cache: Path) -> Path:
     final = cache / published.digest
     if final.is_dir():
         return final
-    with scratch(cache) as folder:
-        store = open_store(published.root)
-        for name in published.files:
-            _inside(folder, name).parent.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            list(pool.map(lambda name: store.download(name, folder / name), published.files))
-        _check_digests(folder, published)
+    with _turn(cache / f"{published.digest}.lock"):
+        if final.is_dir():
+            return final
+        work = cache / f"{published.digest}.part"
+        attempt = published.root.rpartition("/")[2]
+        folder = transfer.receive(open_store(uri), attempt, published.files, work, progress)
         try:
-            os.rename(folder, final)
+            folder.rename(final)
         except OSError as error:
-            if not final.is_dir():  # another process of ours may have been faster
+            if not final.is_dir():
                 raise explain_os_error(error) from error
+        shutil.rmtree(work, ignore_errors=True)
     return final
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is between here and the end; leaves nothing behind."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with path.open("ab") as file:
+                with suppress(OSError):  # without locks two may download: the same bytes to the same places
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                # Who had it before us has deleted it: what we hold then keeps nobody else out.
+                if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    continue
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+    except OSError as error:
+        raise explain_os_error(error) from error
 
 
 def is_published(uri: str) -> bool:
@@ -175,47 +205,32 @@ def looks_published(name: str) -> bool:
     return is_remote(name) or (Path(name) / READY).is_file()
 
 
-def describe(folder: Path) -> dict[str, dict[str, Any]]:
+def describe(folder: Path) -> Files:
     """Size and SHA-256 of every file below `folder`, by relative name."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: nothing to publish")
-    files = {}
-    for path in sorted(folder.rglob("*")):
+    paths = sorted(folder.rglob("*"))
+    for path in paths:
         if path.is_symlink():
             raise DataError(f"{path} is a symbolic link: only plain files can be published")
-        if path.is_file():
-            files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    return files
+    paths = [path for path in paths if path.is_file()]
+    with ThreadPoolExecutor(min(transfer.AT_ONCE, os.cpu_count() or 1)) as pool:
+        names = (path.relative_to(folder).as_posix() for path in paths)
+        return dict(zip(names, pool.map(facts_of, paths), strict=True))
 
 
-def digest_of(files: dict[str, dict[str, Any]]) -> str:
+def facts_of(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def digest_of(files: Files) -> str:
     """One digest for a folder's names and contents, the same wherever and whenever it was made."""
     text = json.dumps({name: facts["sha256"] for name, facts in files.items()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """`folder/name`, refused when a manifest's name would lead outside."""
-    path = folder / name
-    if os.path.isabs(name) or ".." in Path(name).parts:
-        raise DataError(f"a manifest names {name!r}, which leads outside its folder: do not trust it")
-    return path
-
-
-def _check_arrived(store: Store, attempt: str, files: dict[str, dict[str, Any]]) -> None:
-    sizes = {entry.name.removeprefix(f"{attempt}/"): entry.size for entry in store.entries(f"{attempt}/")}
-    lost = [name for name, facts in files.items() if sizes.get(name) != facts["size"]]
-    if lost:
-        raise RetryError(f"{len(lost)} of {len(files)} files did not arrive whole at {store.uri}, first {lost[0]}")
-
-
 def _check_digests(folder: Path, published: Published) -> None:
     for name, facts in published.files.items():
-        path = _inside(folder, name)
+        path = transfer.inside(folder, name)
         if not path.is_file() or path.stat().st_size != facts["size"] or sha256_of(path) != facts["sha256"]:
             raise DataError(f"{name} of {published.uri} is missing or damaged: its SHA-256 is not the manifest's")

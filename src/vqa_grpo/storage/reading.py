@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError, RetryError, StepError
-from vqa_grpo.storage.store import _client, _s3_errors, is_remote, normalise
+from vqa_grpo.storage.store import ATTEMPTS, _client, _s3_errors, is_remote, normalise
 
 FETCH_BYTES = 8 << 20  # one request for so much: enough to hide its latency, little enough to hold
-_ATTEMPTS = 3  # botocore repeats a request that fails, but not an answer that breaks off
 
 
 class File(NamedTuple):
@@ -184,11 +183,11 @@ class _Ranged(io.RawIOBase):
 
         wanted = _bucket_and_key(self._uri) | {"Range": f"bytes={start}-{end - 1}", "IfMatch": self._tag}
         with _s3_errors(self._uri):
-            for attempt in range(1, _ATTEMPTS + 1):
+            for attempt in range(1, ATTEMPTS + 1):
                 try:
                     return _client().get_object(**wanted)["Body"].read()
                 except HTTPClientError:
-                    if attempt == _ATTEMPTS:
+                    if attempt == ATTEMPTS:
                         raise
                 except ClientError as error:
                     if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:

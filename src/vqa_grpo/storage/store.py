@@ -1,12 +1,13 @@
 """One small interface over S3 and plain files: what publishing needs, no more.
 
 A URI is `s3://bucket/prefix` or a path. `minio://` (a Kubeflow pipeline root) means the same as `s3://`.
-S3 is configured by the standard AWS variables alone: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, …
+S3 is configured by the AWS variables alone; README.md lists them. boto3 asks and decides, `bulk` moves the bytes.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -18,13 +19,27 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError, RetryError, StepError
+from vqa_grpo.storage import bulk, claim
 
 
 class Entry(NamedTuple):
-    """An object below a store's prefix: its name relative to the prefix and its size in bytes."""
+    """An object below a store's prefix: its name relative to the prefix, its size in bytes, when it was written."""
 
     name: str
     size: int
+    modified: float  # seconds since 1970
+
+
+class Unfinished(NamedTuple):
+    """An upload that has begun and not ended: the name it is for, since when, and what tells it from others."""
+
+    name: str
+    started: float  # seconds since 1970
+    key: str
+
+
+# What a read gives: bytes, or memory of the library that fetched them, which `os.pwrite` and hashlib take as it is.
+Buffer = Any
 
 
 class Store(Protocol):
@@ -40,14 +55,22 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Write only if nothing is there; False when somebody else was first. Atomic."""
 
-    def upload(self, name: str, path: Path, sha256: str) -> None: ...
+    def upload(self, name: str, path: Path, sha256: str, parts_at_once: int = 4) -> None: ...
 
-    def download(self, name: str, path: Path) -> None: ...
+    def holds(self, name: str, sha256: str) -> bool:
+        """Whether the object was uploaded whole with this digest."""
+
+    def read_range(self, name: str, start: int, end: int) -> Buffer:
+        """The object's bytes from `start` up to, not including, `end`; DataError where there is no such object."""
 
     def entries(self, prefix: str = "") -> list[Entry]: ...
 
     def delete(self, prefix: str) -> None:
         """Delete every object whose name starts with `prefix`."""
+
+    def unfinished(self) -> list[Unfinished]: ...
+
+    def discard(self, upload: Unfinished) -> None: ...
 
 
 def normalise(uri: str) -> str:
@@ -65,6 +88,11 @@ def normalise(uri: str) -> str:
 
 def is_remote(uri: str) -> bool:
     return uri.startswith(("s3://", "minio://"))
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_store(uri: str) -> Store:
@@ -106,6 +134,9 @@ def _disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise explain_os_error(error) from error
+
+
+_STAGED = re.compile(r"\.(.+)\.[0-9a-f]{32}\.part")
 
 
 class DiskStore:
@@ -151,26 +182,55 @@ class DiskStore:
             return False
         return True
 
-    def upload(self, name: str, path: Path, sha256: str) -> None:
+    def upload(self, name: str, path: Path, sha256: str, parts_at_once: int = 4) -> None:
         with self._staged(name) as (staged, final):
             shutil.copyfile(path, staged)
             staged.replace(final)
 
-    def download(self, name: str, path: Path) -> None:
+    def holds(self, name: str, sha256: str) -> bool:
+        path = self._root / name
         with _disk_errors():
-            shutil.copyfile(self._root / name, path)
+            return path.is_file() and sha256_of(path) == sha256
+
+    def read_range(self, name: str, start: int, end: int) -> Buffer:
+        path = self._root / name
+        if not path.is_file():
+            raise DataError(f"not found: {path}")
+        with _disk_errors(), path.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
 
     def entries(self, prefix: str = "") -> list[Entry]:
+        found = []
+        for path in self._files(prefix):
+            facts = path.stat()
+            found.append(Entry(path.relative_to(self._root).as_posix(), facts.st_size, facts.st_mtime))
+        return found
+
+    def _files(self, prefix: str = "") -> Iterator[Path]:
         start = self._root / prefix if prefix.endswith("/") else self._root
-        found = (path for path in sorted(start.rglob("*")) if path.is_file())
-        named = (Entry(path.relative_to(self._root).as_posix(), path.stat().st_size) for path in found)
-        return [entry for entry in named if entry.name.startswith(prefix)]
+        for path in sorted(start.rglob("*")):
+            if path.is_file() and path.relative_to(self._root).as_posix().startswith(prefix):
+                yield path
 
     def delete(self, prefix: str) -> None:
         with _disk_errors():
             for entry in self.entries(prefix):
                 (self._root / entry.name).unlink(missing_ok=True)
             shutil.rmtree(self._root / prefix, ignore_errors=True) if prefix.endswith("/") else None
+
+    def unfinished(self) -> list[Unfinished]:
+        found = []
+        for path in self._files():
+            if match := _STAGED.fullmatch(path.name):
+                key = path.relative_to(self._root).as_posix()
+                name = path.with_name(match.group(1)).relative_to(self._root).as_posix()
+                found.append(Unfinished(name, path.stat().st_mtime, key))
+        return found
+
+    def discard(self, upload: Unfinished) -> None:
+        with _disk_errors():
+            (self._root / upload.key).unlink(missing_ok=True)
 
     @contextmanager
     def _staged(self, name: str) -> Iterator[tuple[Path, Path]]:
@@ -187,6 +247,9 @@ class DiskStore:
 # --- S3 ---------------------------------------------------------------------------------------------------------
 
 
+ATTEMPTS = 3  # botocore repeats a request that fails, but not an answer that breaks off
+
+
 @cache
 def _client() -> Any:
     import boto3
@@ -194,20 +257,27 @@ def _client() -> Any:
     from botocore.exceptions import BotoCoreError
 
     # Path-style addresses work on every S3; virtual-hosted ones only where DNS plays along.
-    style = {"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else {}
     config = Config(
-        s3=style, retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=5, max_pool_connections=32
+        s3={"addressing_style": "path"},
+        retries={"mode": "standard", "total_max_attempts": 5},
+        connect_timeout=5,
+        max_pool_connections=32,
     )
     # A session of our own: boto3's shared one would keep the credentials that it found first.
     try:
         session = boto3.Session()
     except BotoCoreError as error:
         raise ConfigurationError(f"the AWS settings of this environment: {error}") from None
+    bulk.ca_bundle()
     region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
     try:
         return session.client("s3", config=config, region_name=region)
     except ValueError as error:
-        raise ConfigurationError(f"AWS_ENDPOINT_URL: {error}; write it like http://host:port") from None
+        raise ConfigurationError(f"{_endpoint_variable()}: {error}; write it like http://host:port") from None
+
+
+def _endpoint_variable() -> str:
+    return "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
 
 
 @contextmanager
@@ -220,8 +290,9 @@ def _s3_errors(what: str) -> Iterator[None]:
         ParamValidationError,
         PartialCredentialsError,
     )
+    from urllib3.exceptions import HTTPError  # botocore lets it through where an error's own text breaks off
 
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
+    endpoint = os.environ.get(_endpoint_variable()) or "AWS"
     try:
         yield
     except (NoCredentialsError, PartialCredentialsError):
@@ -232,22 +303,28 @@ def _s3_errors(what: str) -> Iterator[None]:
         raise _explain_client_error(error, what, endpoint) from error
     except ParamValidationError as error:
         raise ConfigurationError(f"storage {what}: {' '.join(str(error).split())[:200]}") from None
-    except (BotoCoreError, Boto3Error) as error:
+    except (BotoCoreError, Boto3Error, HTTPError) as error:
         if isinstance(error.__context__, ClientError):  # a failed upload is wrapped; the answer of S3 says more
             raise _explain_client_error(error.__context__, what, endpoint) from error
-        raise RetryError(f"S3 at {endpoint} failed on {what}: {error}; is AWS_ENDPOINT_URL right?") from error
+        raise RetryError(f"S3 at {endpoint} failed on {what}: {error}; is {_endpoint_variable()} right?") from error
+    except bulk.BulkError as error:
+        raise _explain(error.code, error.status, str(error), what, endpoint) from error
 
 
 def _explain_client_error(error: Any, what: str, endpoint: str) -> StepError:
     code = error.response.get("Error", {}).get("Code", "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return _explain(code, status, f"{code} {error}", what, endpoint)
+
+
+def _explain(code: str, status: int, text: str, what: str, endpoint: str) -> StepError:
     if code == "NoSuchBucket":
         return ConfigurationError(f"no such bucket at {endpoint}: {what}; create it or mend the URI")
     if code in ("NoSuchKey", "404") or status == 404:
         return DataError(f"not found at {endpoint}: {what}")
     if status in (401, 403):
         return ConfigurationError(f"{endpoint} refuses access to {what} ({code}): check the credentials and policy")
-    return RetryError(f"S3 at {endpoint} failed on {what}: {code} {error}")
+    return RetryError(f"S3 at {endpoint} failed on {what}: {text}")
 
 
 class S3Store:
@@ -263,49 +340,80 @@ class S3Store:
         return f"{self._prefix}/{name}" if self._prefix else name
 
     def read(self, name: str) -> bytes | None:
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+        from urllib3.exceptions import HTTPError
+
         try:
             with _s3_errors(f"{self.uri}/{name}"):
-                return _client().get_object(Bucket=self._bucket, Key=self._key(name))["Body"].read()
+                for attempt in range(1, ATTEMPTS + 1):
+                    try:
+                        return _client().get_object(Bucket=self._bucket, Key=self._key(name))["Body"].read()
+                    except (HTTPClientError, IncompleteReadError, HTTPError):
+                        if attempt == ATTEMPTS:
+                            raise
         except DataError:
             return None
+        raise AssertionError("every attempt returns or raises")
 
     def write(self, name: str, data: bytes) -> None:
         with _s3_errors(f"{self.uri}/{name}"):
-            _client().put_object(Bucket=self._bucket, Key=self._key(name), Body=data)
+            _client().put_object(Bucket=self._bucket, Key=self._key(name), Body=data, **bulk.put_options(data))
 
     def create(self, name: str, data: bytes) -> bool:
-        from botocore.exceptions import ClientError
-
         with _s3_errors(f"{self.uri}/{name}"):
-            try:
-                _client().put_object(Bucket=self._bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                # 412: it is there; 409: another writer is at it this very moment and will win or has won.
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
-                    return False
-                raise
-        return True
+            return claim.create(claim.Place(_client(), self._bucket, self._key(name)), data)
 
-    def upload(self, name: str, path: Path, sha256: str) -> None:
-        # The server checks each part against a SHA-256 that boto3 sends along.
-        with _disk_errors(), _s3_errors(f"{self.uri}/{name}"):
-            extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}}
-            _client().upload_file(str(path), self._bucket, self._key(name), ExtraArgs=extra)
+    def upload(self, name: str, path: Path, sha256: str, parts_at_once: int = 4) -> None:
+        # The server checks each part against a SHA-256 that is sent along.
+        with _disk_errors():
+            path.stat()
+        with _s3_errors(f"{self.uri}/{name}"):
+            bulk.upload(self._bulk(), self._key(name), path, sha256, parts_at_once)
 
-    def download(self, name: str, path: Path) -> None:
-        with _disk_errors(), _s3_errors(f"{self.uri}/{name}"):
-            _client().download_file(self._bucket, self._key(name), str(path))
+    def holds(self, name: str, sha256: str) -> bool:
+        try:
+            with _s3_errors(f"{self.uri}/{name}"):
+                head = _client().head_object(Bucket=self._bucket, Key=self._key(name))
+        except DataError:
+            return False
+        return head.get("Metadata", {}).get("sha256") == sha256
+
+    def read_range(self, name: str, start: int, end: int) -> Buffer:
+        with _s3_errors(f"{self.uri}/{name}"):
+            return bulk.read_range(self._bulk(), self._key(name), start, end)
+
+    def _bulk(self) -> Any:
+        return bulk.connect(_client(), self._bucket)
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        found = []
+        start = len(self._key(""))
+        return [
+            Entry(item["Key"][start:], item["Size"], item["LastModified"].timestamp())
+            for item in self._listed("list_objects_v2", "Contents", prefix)
+        ]
+
+    def _listed(self, operation: str, member: str, prefix: str = "") -> Iterator[Any]:
         with _s3_errors(f"{self.uri}/{prefix}"):
-            pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._key(prefix))
-            start = len(self._key(""))
+            pages = _client().get_paginator(operation).paginate(Bucket=self._bucket, Prefix=self._key(prefix))
             for page in pages:
-                found += [Entry(item["Key"][start:], item["Size"]) for item in page.get("Contents", [])]
-        return found
+                yield from page.get(member, [])
 
     def delete(self, prefix: str) -> None:
+        keys = [self._key(entry.name) for entry in self.entries(prefix)]
         with _s3_errors(f"{self.uri}/{prefix}"):
-            for entry in self.entries(prefix):
-                _client().delete_object(Bucket=self._bucket, Key=self._key(entry.name))
+            bulk.delete(self._bulk(), keys)
+
+    def unfinished(self) -> list[Unfinished]:
+        start = len(self._key(""))
+        return [
+            Unfinished(item["Key"][start:], item["Initiated"].timestamp(), item["UploadId"])
+            for item in self._listed("list_multipart_uploads", "Uploads")
+        ]
+
+    def discard(self, upload: Unfinished) -> None:
+        try:
+            with _s3_errors(f"{self.uri}/{upload.name}"):
+                key = self._key(upload.name)
+                _client().abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload.key)
+        except DataError:
+            return  # it ended meanwhile

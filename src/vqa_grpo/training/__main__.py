@@ -26,6 +26,7 @@ from vqa_grpo.contract.failure import (
     StepError,
 )
 from vqa_grpo.models.source import local_model
+from vqa_grpo.report.progress import transferring
 from vqa_grpo.storage.store import explain_os_error
 from vqa_grpo.training import checkpoints, world
 from vqa_grpo.training.arguments import Arguments, parse
@@ -61,7 +62,8 @@ def train(arguments: Arguments) -> Path:
 
     from vqa_grpo.training import policy, preflight
 
-    source = local_model(str(arguments.model.model_name_or_path), arguments.model.model_revision or "")
+    with transferring("download") as progress:
+        source = local_model(str(arguments.model.model_name_or_path), arguments.model.model_revision or "", progress)
     policy.check_source(source)
     processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels, arguments.model.model_revision)
     preflight.check(arguments, source=source, rows=rows, processor=processor)
@@ -243,8 +245,8 @@ def fetched(name: str, arguments: Arguments) -> str:
     if not looks_published(name):
         return name
     # The first process of each host fetches, and the others find it there.
-    with arguments.grpo.main_process_first(local=True, desc="fetch"):
-        return str(fetch(name, cache_folder()))
+    with arguments.grpo.main_process_first(local=True, desc="fetch"), transferring("download") as progress:
+        return str(fetch(name, cache_folder(), progress))
 
 
 def published_digest(name: str) -> str:

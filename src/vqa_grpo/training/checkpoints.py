@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError, StepError
-from vqa_grpo.storage.publish import MANIFEST, READY, describe, fetch, publish_folder
+from vqa_grpo.storage.publish import MANIFEST, READY, describe, facts_of, fetch, publish_folder
 from vqa_grpo.storage.publish import find as find_published
 from vqa_grpo.storage.store import explain_os_error, is_remote, normalise, open_store
 from vqa_grpo.training import world
@@ -296,7 +296,8 @@ def publish_checkpoint(uri: str, folder: Path, marker: Marker) -> None:
     published = find_published(there)
     if published is not None and published.metadata.get("save_id") != marker.save_id:
         _withdraw(uri, name)
-    publish_folder(there, folder, marker.metadata)
+    # Sealing has read every byte; only the marker is not in its own list.
+    publish_folder(there, folder, marker.metadata, {**marker.files, MARKER: facts_of(folder / MARKER)})
 
 
 def thin_out_published(uri: str, limit: int | None, layout: Layout) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import vqa_grpo
 from vqa_grpo.contract.prompt import PromptTemplate
+from vqa_grpo.report.progress import transferring
 from vqa_grpo.training import model_folder, samples
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def publish(uri: str, folder: Path, record: dict[str, Any], output_dir: Path) ->
                 target = Path(staging) / path.relative_to(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 link(path, target)
-        publish_folder(uri, Path(staging), metadata)
+        with transferring("upload") as progress:
+            publish_folder(uri, Path(staging), metadata, progress=progress)
 
 
 def _belongs(path: Path) -> bool:

@@ -1,0 +1,221 @@
+"""Many files to a store and from it: in parallel, in parts, going on where an earlier try broke off.
+
+What is in flight is bounded by AT_ONCE and `bulk.PART`, whatever the size of the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from vqa_grpo.contract.failure import DataError, RetryError
+from vqa_grpo.storage import bulk
+from vqa_grpo.storage.store import Store, explain_os_error, sha256_of
+
+AT_ONCE = 8  # requests
+_LARGE_AT_ONCE = 2  # files of several parts, each with its share of the requests
+
+Files = dict[str, dict[str, Any]]  # name → {"size": bytes, "sha256": hex}
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+T = TypeVar("T")
+
+
+def nothing(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def each(work: Callable[[T], Any], items: Iterable[T], at_once: int) -> None:
+    """Do `work` for all items, several at a time; after the first failure the rest is not begun."""
+    with ThreadPoolExecutor(at_once) as pool:
+        jobs = [pool.submit(work, item) for item in items]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Count:
+    """Bytes done, by many threads."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            self._progress(self._done, self._total)
+
+
+def send(store: Store, below: str, folder: Path, files: Files, progress: Progress = nothing) -> None:
+    """Upload `files` of `folder` to `below` in the store; what lies there with the same size and digest is left out.
+
+    Raises RetryError when something did not arrive whole.
+    """
+    there = sizes(store, below)
+    count = _Count(sum(facts["size"] for facts in files.values()), progress)
+
+    def one(name: str, parts_at_once: int = 1) -> None:
+        facts, target = files[name], f"{below}/{name}"
+        if there.get(name) != facts["size"] or not store.holds(target, facts["sha256"]):
+            store.upload(target, folder / name, facts["sha256"], parts_at_once)
+        count.add(facts["size"])
+
+    large = [name for name, facts in files.items() if facts["size"] > bulk.PART]
+    each(one, sorted(files.keys() - set(large)), AT_ONCE)
+    each(lambda name: one(name, AT_ONCE // _LARGE_AT_ONCE), large, _LARGE_AT_ONCE)
+    arrived = sizes(store, below)
+    lost = [name for name, facts in files.items() if arrived.get(name) != facts["size"]]
+    if lost:
+        raise RetryError(f"{len(lost)} of {len(files)} files did not arrive whole at {store.uri}, first {lost[0]}")
+
+
+def sizes(store: Store, below: str) -> dict[str, int]:
+    """Name → bytes of all that lies below a folder of the store."""
+    return {entry.name.removeprefix(f"{below}/"): entry.size for entry in store.entries(f"{below}/")}
+
+
+class _Piece(NamedTuple):
+    name: str
+    start: int
+    end: int
+
+
+def receive(store: Store, below: str, files: Files, work: Path, progress: Progress = nothing) -> Path:
+    """Download `files` from `below` into a folder in `work`, and return it; every digest is checked.
+
+    `work` also keeps a journal of the pieces that are there, so that a later call goes on from them. Raises
+    DataError for a file that is missing or not what its digest says, which leaves nothing to go on from.
+    """
+    try:
+        _check_names_and_sizes(store, below, files, work)
+        try:
+            return _receive(store, below, files, work, progress)
+        except _Stale:
+            shutil.rmtree(work)
+            return _receive(store, below, files, work, progress)
+    except DataError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    except OSError as error:
+        raise explain_os_error(error) from error
+
+
+class _Stale(Exception):
+    """What an earlier try is said to have written is not there: the machine went down before its disk had it."""
+
+
+def _receive(store: Store, below: str, files: Files, work: Path, progress: Progress) -> Path:
+    folder = work / "files"
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = _Count(sum(facts["size"] for facts in files.values()), progress)
+    with _Journal(work / "journal") as journal:
+        missing = []
+        for piece in (piece for name, facts in files.items() for piece in _pieces(name, facts["size"])):
+            if journal.has(piece):
+                count.add(piece.end - piece.start)
+            else:
+                missing.append(piece)
+        left = Counter(piece.name for piece in missing)
+        lock = threading.Lock()
+
+        def one(piece: _Piece) -> None:
+            data = store.read_range(f"{below}/{piece.name}", piece.start, piece.end)
+            if len(data) != piece.end - piece.start:
+                raise RetryError(f"{piece.name} of {store.uri} came short: {len(data)} bytes at {piece.start}")
+            path = folder / piece.name
+            _write_at(path, data, piece.start)
+            with lock:
+                left[piece.name] -= 1
+                last = left[piece.name] == 0
+            if last:
+                whole = len(data) == files[piece.name]["size"]
+                check(piece.name, hashlib.sha256(data).hexdigest() if whole else sha256_of(path))
+            journal.add(piece)
+            count.add(len(data))
+
+        def check(name: str, digest: str) -> None:
+            if digest == files[name]["sha256"]:
+                return
+            if journal.resumed(name):
+                raise _Stale
+            raise DataError(f"{name} of {store.uri} is missing or damaged: its SHA-256 is not the manifest's")
+
+        for name in files.keys() - left.keys():
+            (folder / name).touch()
+            check(name, sha256_of(folder / name))
+        each(one, missing, AT_ONCE)
+    return folder
+
+
+def _pieces(name: str, size: int) -> Iterator[_Piece]:
+    return (_Piece(name, start, min(start + bulk.PART, size)) for start in range(0, size, bulk.PART))
+
+
+def _write_at(path: Path, data: Any, start: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(descriptor, view, start)
+            view, start = view[written:], start + written
+    finally:
+        os.close(descriptor)
+
+
+def _check_names_and_sizes(store: Store, below: str, files: Files, work: Path) -> None:
+    there = sizes(store, below)
+    for name, facts in files.items():
+        inside(work, name)
+        if there.get(name) != facts["size"]:
+            raise DataError(
+                f"{name} of {store.uri} is missing or damaged: {there.get(name, 'no')} bytes, not {facts['size']}"
+            )
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder/name`, refused when a manifest's name would lead outside."""
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise DataError(f"a manifest names {name!r}, which leads outside its folder: do not trust it")
+    return folder / name
+
+
+class _Journal:
+    """The pieces that were written, one line each, so that a download that was killed goes on after them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: set[_Piece] = set()
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    self._known.add(_Piece(*json.loads(line)))
+                except (ValueError, TypeError):  # the last line of a process that was killed
+                    continue
+
+    def __enter__(self) -> _Journal:
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def has(self, piece: _Piece) -> bool:
+        return piece in self._known
+
+    def resumed(self, name: str) -> bool:
+        return any(name == piece.name for piece in self._known)
+
+    def add(self, piece: _Piece) -> None:
+        os.write(self._file, f"{json.dumps(piece)}\n".encode())
