@@ -62,7 +62,7 @@ def mlflow_server(folder: Path) -> Iterator[int]:
         "--artifacts-destination",
         str(folder / "art"),
     ]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "mlflow.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words], env=environment, stdout=log, stderr=log, start_new_session=True
