@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from vqa_grpo.contract.failure import ConfigurationError, RetryError
+from vqa_grpo.models import source
 from vqa_grpo.models.source import local_model, pinned
 from vqa_grpo.storage import publish
-from vqa_grpo.storage.store import S3Store, open_store
+from vqa_grpo.storage.store import open_store
 
 COMMIT = "0123456789" * 4
 
@@ -35,14 +37,23 @@ def copied(s3: str, tmp_path: Path) -> str:
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
-    original = S3Store.download
+    original = source.open_file
 
-    def download(self: S3Store, name: str, path: Path) -> None:
-        done.append(name)
-        original(self, name, path)
+    def open_file(uri: str) -> BinaryIO:
+        done.append(uri.rpartition("/")[2])
+        return original(uri)
 
-    monkeypatch.setattr(S3Store, "download", download)
+    monkeypatch.setattr(source, "open_file", open_file)
     return done
+
+
+class HalfAFile(io.BytesIO):
+    """Four bytes, and then the connection breaks."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if found := super().read(size):
+            return found
+        raise RetryError("the connection broke")
 
 
 def test_a_folder_stays_where_it_is(tmp_path: Path) -> None:
@@ -71,16 +82,13 @@ def test_a_plain_copy_is_fetched_once_however_many_ask_and_anew_when_it_changes(
 def test_a_fetch_that_broke_off_is_not_trusted_and_goes_on(
     copied: str, downloads: list[str], monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    whole = S3Store.download
+    whole = source.open_file
 
-    def broken(self: S3Store, name: str, path: Path) -> None:
-        if name == "model.safetensors":
-            path.write_bytes(b"half")
-            raise RetryError("the connection broke")
-        whole(self, name, path)
+    def broken(uri: str) -> BinaryIO:
+        return HalfAFile(b"half") if uri.endswith("model.safetensors") else whole(uri)
 
     with monkeypatch.context() as patched:
-        patched.setattr(S3Store, "download", broken)
+        patched.setattr(source, "open_file", broken)
         with pytest.raises(RetryError):
             local_model(copied)
     assert not [path for path in (cache / "models").iterdir() if not path.suffix]
