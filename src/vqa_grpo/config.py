@@ -330,7 +330,9 @@ class Job(Section):
     cache_claim: ObjectName = Field(
         "", description="a PersistentVolumeClaim, mounted at /cache, that keeps base models and data between jobs"
     )
-    namespace: ObjectName = Field("", description="empty takes the launching pod's own")
+    namespace: ObjectName = Field(
+        "", description="empty takes the launching pod's own; in another nothing sweeps up after a launcher that dies"
+    )
     grace_seconds: Annotated[int, Field(ge=30)] = Field(120, description="that a stopped pod has for a last checkpoint")
     timeout_seconds: Positive = Field(172_800, description="for the whole job, waiting for free nodes included")
     queue_timeout_seconds: NotNegative = Field(0, description="until all pods run; 0 waits as long as timeout_seconds")

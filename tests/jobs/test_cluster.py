@@ -81,6 +81,13 @@ def test_a_job_of_somebody_else_is_refused_and_left_alone(key: str) -> None:
     assert NAME in fake.stored
 
 
+def test_a_job_that_was_changed_after_it_failed_takes_the_next_attempt_s_name() -> None:
+    fake = FakeCluster(SUCCEEDED)
+    fake.store(replace(SPEC, memory="2Gi"), FAILED)
+    fake.run()
+    assert fake.created == [job_name(RUN, 1)]
+
+
 def test_a_job_on_its_way_out_is_waited_for() -> None:
     fake = FakeCluster()
     fake.store(SPEC, RUNNING)["metadata"]["deletionTimestamp"] = "t"
@@ -542,6 +549,21 @@ def test_a_job_whose_creation_was_under_way_at_the_signal_is_deleted_too(monkeyp
     monkeypatch.setattr(fake, "create", late)
     assert verdict(fake).reason is FailureReason.CANCELLED
     assert (fake.created, fake.stored) == ([NAME], {})
+
+
+@pytest.mark.parametrize("call", ["create", "get"])
+def test_a_signal_while_our_own_job_is_being_adopted_deletes_it(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCluster(RUNNING)
+    fake.store()
+    original = getattr(fake, call)
+
+    def stopped(asked: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(asked)
+
+    monkeypatch.setattr(fake, call, stopped)
+    assert verdict(fake).reason is FailureReason.CANCELLED
+    assert not fake.stored
 
 
 def test_a_signal_before_the_job_is_known_to_be_ours_deletes_nothing() -> None:

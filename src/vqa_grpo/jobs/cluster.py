@@ -113,7 +113,10 @@ class _ClusterJob:
             raise self._refused(error) from error
         attempts = {at: job for job in found for name, at in [_attempt(job["metadata"]["name"])] if name == stem}
         if attempts:
-            self.spec = replace(self.spec, name=f"{stem}-a{max(attempts)}")
+            last = attempts[max(attempts)]["metadata"]
+            self.spec = replace(self.spec, name=last["name"])
+            same = (last.get("annotations") or {}).get(HASH_ANNOTATION) == self.spec.spec_hash
+            self._ours = same and not last.get("deletionTimestamp")  # a signal may come before we have adopted it
             self._since.began -= sum(self._seconds(job) for job in attempts.values())
 
     def _seconds(self, job: Mapping[str, Any]) -> float:
@@ -134,11 +137,11 @@ class _ClusterJob:
         """Whether the job is now there through us; False when the name was taken."""
         name = self.spec.name
         manifest = self._kind.build_manifest(self.spec, self._launcher.owner, inherited(os.environ))
-        self._ours = True
+        before, self._ours = self._ours, True
         try:
             self._patiently(lambda: self._api.create(manifest), f"create job {name}")
         except ApiError as error:
-            self._ours = False
+            self._ours = before
             if error.status == 409:
                 return False
             raise self._refused(error) from error
@@ -162,12 +165,16 @@ class _ClusterJob:
             return False
         label = (metadata.get("labels") or {}).get(RUN_LABEL)
         digest = (metadata.get("annotations") or {}).get(HASH_ANNOTATION)
-        if label != run_label(self.spec.run_id) or digest != self.spec.spec_hash:
+        state = self._kind.state(found)
+        ours = label == run_label(self.spec.run_id)
+        if ours and digest != self.spec.spec_hash and state.phase == "failed":
+            self.spec = self.spec.next_attempt()  # of a run whose job was changed after a failure
+            return False
+        if not ours or digest != self.spec.spec_hash:
             raise ConfigurationError(
                 f"job {name} exists and is not this one (run {label}, spec {digest}): delete it, or start a new run"
             )
         self._born = metadata.get("creationTimestamp", "")
-        state = self._kind.state(found)
         if state.phase == "failed":
             self._next_after(self._verdict(state), name)
             return False
@@ -269,7 +276,8 @@ class _ClusterJob:
         self._waits = None if started else next(iter([*broken, *(found for _, found in waits)]), self._waits)
         if now - self._looked_around >= _LOOK_AROUND_SECONDS:
             self._looked_around = now
-            if not started:
+            # The training operator calls a job running once its master is, whatever keeps workers from being made.
+            if not started or len(pods) < self.spec.num_nodes:
                 self._say_warnings()
             if self._launcher.called_off():
                 self._delete()
@@ -378,7 +386,8 @@ class _ClusterJob:
         jobs, spec = f"{self._kind.title}s", self.spec
         place = f"namespace {spec.namespace}" if spec.namespace else "the namespace"
         if error.status in (401, 403):
-            return ConfigurationError(f"no right to run {jobs} in {place} ({error}): bind the launcher's Role there")
+            cure = "bind the launcher's Role there, or make room in its quota"
+            return ConfigurationError(f"no right to run {jobs} in {place} ({error}): {cure}")
         if error.status == 404:
             return ConfigurationError(f"no {jobs} in {place} ({error}): install {self._kind.operator}")
         if error.status in (400, 422):

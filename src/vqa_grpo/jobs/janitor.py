@@ -14,7 +14,7 @@ from vqa_grpo.jobs.kind import JobKind, kind_named
 from vqa_grpo.jobs.kubernetes_api import ApiError, ClusterApi, KubernetesApi, own_namespace
 from vqa_grpo.jobs.launcher import is_over
 from vqa_grpo.jobs.patience import Patience, missing_is_fine
-from vqa_grpo.jobs.spec import MANAGED_BY, RUN_LABEL, run_label
+from vqa_grpo.jobs.spec import KINDS, MANAGED_BY, RUN_LABEL, run_label
 
 _PATIENCE_SECONDS = 120.0
 _ABSENT = (403, 404)  # a kind of job that is not installed, or that we may not touch: then none of them is ours
@@ -121,7 +121,7 @@ class _Janitor:
 
 def _everywhere(namespace: str) -> list[Place]:
     namespace = namespace or own_namespace("--namespace")
-    kinds = [kind_named(name) for name in ("pytorchjob", "trainjob")]
+    kinds = [kind_named(name) for name in KINDS]
     return [Place(kind, KubernetesApi(namespace, kind)) for kind in kinds]
 
 

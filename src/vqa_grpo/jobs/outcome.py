@@ -84,7 +84,7 @@ def in_order(ended: Iterable[Ended]) -> list[Ended]:
 def failure(job: str, message: str, ended: Sequence[Ended]) -> JobError:
     """The verdict on a Failed job, from the operator's `message` and the pods that ended badly."""
     message = _line(message) or "failed"
-    if "deadline" in message.lower():
+    if "deadline" in message.replace(job, "").lower():
         return JobError(f"job {job}: {message}: raise job.timeout_seconds", FailureReason.CANCELLED)
     if not ended:
         return JobError(f"job {job}: {message} (no failed pod is left to ask why)", FailureReason.RETRY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vqa_grpo.contract.failure import StepError
+from vqa_grpo.contract.failure import ConfigurationError, StepError
 from vqa_grpo.contract.layout import step_uri
 from vqa_grpo.report.progress import announce
 from vqa_grpo.steps.data_plan import validation_uri
@@ -44,6 +44,8 @@ def finish_run(run_id: str, root: str, status: str, said: str = "") -> str:
     finally:
         try:
             jobs.sweep(run_id)
+        except ConfigurationError as error:  # who may not list jobs, as in a notebook's pod, has made none
+            announce("finish", "could not look for jobs", why=str(error))
         finally:
             if status != "SUCCEEDED":
                 send_notice(run_id, root, status, said)

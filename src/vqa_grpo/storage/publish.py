@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqa_grpo.contract.failure import DataError, RetryError
+from vqa_grpo.contract.failure import DataError, RetryError, StepError
 from vqa_grpo.storage import transfer
 from vqa_grpo.storage.store import explain_os_error, is_remote, open_store, sha256_of
 from vqa_grpo.storage.transfer import Files, Progress, nothing
@@ -155,7 +155,12 @@ def fetch(uri: str, cache: Path, progress: Progress = nothing) -> Path:
             return final
         work = cache / f"{published.digest}.part"
         attempt = published.root.rpartition("/")[2]
-        folder = transfer.receive(open_store(uri), attempt, published.files, work, progress)
+        try:
+            folder = transfer.receive(open_store(uri), attempt, published.files, work, progress)
+        except StepError:
+            if final.is_dir():  # a machine that shares this disk, but not our lock, was faster
+                return final
+            raise
         try:
             folder.rename(final)
         except OSError as error:

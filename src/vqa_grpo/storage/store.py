@@ -203,7 +203,10 @@ class DiskStore:
     def entries(self, prefix: str = "") -> list[Entry]:
         found = []
         for path in self._files(prefix):
-            facts = path.stat()
+            try:
+                facts = path.stat()
+            except FileNotFoundError:
+                continue  # another writer's temporary file
             found.append(Entry(path.relative_to(self._root).as_posix(), facts.st_size, facts.st_mtime))
         return found
 
