@@ -51,6 +51,23 @@ def test_every_refusal_is_listed_and_what_follows_from_one_is_not_repeated(look:
     assert lines["context"] == "- not checked: see above"
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--per_device_train_batch_size", "0"),
+        ("--gradient_accumulation_steps", "0"),
+        ("--save_steps", "0"),
+        ("--num_train_epochs", "nan"),
+        ("--num_iterations", "0"),
+    ],
+)
+def test_a_number_that_nothing_can_be_reckoned_with_is_refused_on_one_line(look: Any, wrong: tuple[str, str]) -> None:
+    code, lines, verdict = look(*wrong)
+    assert (code, verdict) == (78, f"preflight: 1 of {LOOKS} checks refuse")
+    assert lines["numbers"].startswith(f"FAIL {wrong[0]} ")
+    assert lines["disk"] == "- not checked: see above"
+
+
 def test_too_few_rows_for_one_round_are_refused(look: Any) -> None:
     code, lines, _ = look("--per_device_train_batch_size", "64", "--num_generations", "2")
     assert code == 78

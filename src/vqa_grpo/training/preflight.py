@@ -120,6 +120,7 @@ def _local(name: str) -> str:
 
 def data(subject: Subject) -> str:
     values, rows = subject.values, subject.rows
+    rules.check_numbers(values)
     batch = values["generation_batch_size"] or rules.completions_a_round(values)[0]
     prompts = batch // int(values["num_generations"] or 1)
     if len(rows) < prompts:
@@ -241,6 +242,7 @@ def _built_with_deepspeed(part: str) -> bool:
 def disk(subject: Subject) -> str:
     """The checkpoints that stay, one more that is being written, and the final model must fit into output_dir."""
     values = subject.values
+    rules.check_numbers(values)
     item = ITEM_BYTES.get(str(values["dtype"]).removeprefix("torch."), 4)
     adam = ADAM_BYTES["deepspeed" if cpu.wants_deepspeed(values) else "plain"]
     written = subject.weights if subject.reached is None else subject.trained
