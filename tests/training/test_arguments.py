@@ -221,12 +221,19 @@ REFUSALS = [
     ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps 0: give 1 or more"),
     ("--num_iterations 0", "--num_iterations 0: give 1 or more"),
     ("--guards loud", "invalid choice"),
+    ("--publish_uri ftp://host/model", "--publish_uri: storage 'ftp://host/model': only s3://bucket/prefix and"),
+    ("--checkpoint_uri s3:/bucket", "--checkpoint_uri: storage 's3:/bucket': only s3://bucket/prefix and"),
+    ("--publish_uri s3://", "names no bucket"),
+    ("--output_dir s3://bucket/out", "give a folder here, and the storage as --publish_uri"),
+    (f"--publish_uri {__file__}", "test_arguments.py is a file, where a folder must be"),
+    (f"--checkpoint_uri {__file__}/below", "test_arguments.py is a file, where a folder must be"),
+    (f"--output_dir {__file__}", "test_arguments.py is a file, where a folder must be"),
     ("--validate_every 5 --load_best_model_at_end", "both choose the best weights"),
     ("--auto_find_batch_size", "lower per_device_train_batch_size"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "says"), REFUSALS, ids=[flags for flags, _ in REFUSALS])
+@pytest.mark.parametrize(("flags", "says"), REFUSALS, ids=[flags.replace(__file__, "FILE") for flags, _ in REFUSALS])
 def test_what_cannot_work_is_refused_with_the_way_out(flags: str, says: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         parse([*BASE, "--use_cpu", *flags.split()])

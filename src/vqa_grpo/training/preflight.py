@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from vqa_grpo.contract import prompt
 from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, StepError
 from vqa_grpo.models.source import local_model
-from vqa_grpo.storage.store import explain_os_error
+from vqa_grpo.storage.store import explain_os_error, is_remote
 from vqa_grpo.training import cpu, world
 from vqa_grpo.training.arguments import RULES, Arguments, Reading, rules, settings
 
@@ -259,6 +259,17 @@ def disk(subject: Subject) -> str:
     return f"{sums} of {_bytes(free)} free in {place}"
 
 
+def storage(subject: Subject) -> str:
+    """One small object is asked for in each place in S3, so that wrong credentials are found out before training."""
+    from vqa_grpo.storage.publish import is_published
+
+    named = [str(subject.values[name] or "") for name in ("checkpoint_uri", "publish_uri")]
+    uris = list(filter(is_remote, named))
+    for uri in uris:
+        is_published(uri)
+    return f"{', '.join(uris)}: answers" if uris else "no S3"
+
+
 def _kept(values: dict[str, Any], rows: int) -> int:
     """How many checkpoints lie in output_dir at the worst moment."""
     strategy = str(getattr(values["save_strategy"], "value", values["save_strategy"]))
@@ -295,6 +306,7 @@ def _bytes(size: float) -> str:
 
 
 CHECKS: dict[str, Callable[[Subject], str]] = {
+    "storage": storage,
     "data": data,
     "reward columns": reward_columns,
     "deepspeed launch": deepspeed,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError
+from vqa_grpo.storage.store import is_remote, normalise
 from vqa_grpo.training import cpu, world
 from vqa_grpo.training.arguments.fields import MAX_PIXELS, PIXELS_PER_TOKEN
 from vqa_grpo.training.arguments.reading import Reading
@@ -383,6 +384,24 @@ def _steps_between_generations(values: dict[str, Any]) -> int:
     return micro // math.gcd(micro, accumulated)
 
 
+def _places(reading: Reading) -> None:
+    """Where a run writes: a place that is none would be found out only after training."""
+    for name in ("output_dir", "checkpoint_uri", "publish_uri"):
+        if not (given := reading.values[name]):
+            continue
+        try:
+            place = normalise(str(given))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"--{name}: {error}") from None
+        if is_remote(place):
+            if name == "output_dir":
+                raise ConfigurationError(f"--{name} {given}: give a folder here, and the storage as --publish_uri")
+            continue
+        there = next(path for path in (Path(place), *Path(place).parents) if path.exists())
+        if not there.is_dir():
+            raise ConfigurationError(f"--{name} {given}: {there} is a file, where a folder must be: give another place")
+
+
 def _watching(reading: Reading) -> None:
     """A tracker that is not installed is left out with a note: the model matters more than its curves."""
     values = reading.values
@@ -451,6 +470,7 @@ RULES: dict[str, Callable[[Reading], None]] = {
     "deepspeed": _deepspeed,
     "batch": _groups,
     "checkpoints": _checkpoints,
+    "places": _places,
     "trackers": _watching,
     "best and guards": _choosing,
     "progress": _quiet_bar,
