@@ -25,7 +25,7 @@ from vqa_grpo.contract.failure import (
     RetryError,
     StepError,
 )
-from vqa_grpo.models.source import local_model
+from vqa_grpo.models.source import check_source, local_model
 from vqa_grpo.report.progress import transferring
 from vqa_grpo.storage.store import explain_os_error
 from vqa_grpo.training import checkpoints, world
@@ -64,7 +64,7 @@ def train(arguments: Arguments) -> Path:
 
     with transferring("download") as progress:
         source = local_model(str(arguments.model.model_name_or_path), arguments.model.model_revision or "", progress)
-    policy.check_source(source)
+    check_source(source, "--model_name_or_path")
     processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels, arguments.model.model_revision)
     preflight.check(arguments, source=source, rows=rows, processor=processor)
     model = policy.load(source, arguments)

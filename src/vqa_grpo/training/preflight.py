@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from vqa_grpo.contract import prompt
 from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, StepError
-from vqa_grpo.models.source import local_model
+from vqa_grpo.models.source import check_source, local_model
 from vqa_grpo.storage.store import explain_os_error, is_remote
 from vqa_grpo.training import cpu, world
 from vqa_grpo.training.arguments import RULES, Arguments, Reading, rules, settings
@@ -71,9 +71,8 @@ class Subject:
     def outline(self) -> Any:
         """The model without weights: names and shapes only."""
         from vqa_grpo.models.load import outline
-        from vqa_grpo.training import policy
 
-        policy.check_source(self.source)
+        check_source(self.source, "--model_name_or_path")
         try:
             return outline(self.source, self.values["model_revision"])
         except (OSError, ValueError) as error:
