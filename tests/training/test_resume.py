@@ -203,6 +203,17 @@ def test_a_checkpoint_that_was_named_and_is_not_whole_is_refused(
         assert "lacks optimizer.pt" in run.said()
 
 
+def test_a_new_run_from_anothers_checkpoint_counts_its_steps_on_and_needs_some_left(
+    start: Callable[..., Run], uninterrupted: Callable[..., Run]
+) -> None:
+    run = start("--resume_from", str(uninterrupted().output))
+    assert run.go() == [78]
+    assert f"is at step {STEPS}, from where the steps count on" in run.said()
+    assert f"give --max_steps {2 * STEPS} for {STEPS} more" in run.said()
+    assert run.go("--max_steps", str(STEPS + 1)) == [0], run.said()[-3000:]
+    assert {step for _, step in run.steps()} == {STEPS + 1}
+
+
 def test_another_number_of_processes_is_refused(start: Callable[..., Run], uninterrupted: Callable[..., Run]) -> None:
     run = start("--resume_from", str(uninterrupted().output), ranks=2)
     assert run.go() == [78, 78]

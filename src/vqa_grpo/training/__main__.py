@@ -300,12 +300,24 @@ def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> tuple[Pa
     named = asked if asked and not own and asked.lower() != "false" else vqa.resume_from
     if named:
         if found := chosen([named]):
+            if named != asked:
+                check_steps_left(checkpoints.read_marker(found).step, arguments)
             return found, named == asked
         option = "--resume_from" if named == vqa.resume_from else "--resume_from_checkpoint"
         raise DataError(f"{option} {named}: there is no whole checkpoint; name another, or leave the option out")
     if own and grpo.process_index == 0:
         checkpoints.say_aloud("no checkpoint to go on from: starting from the beginning")
     return None, False
+
+
+def check_steps_left(begun: int, arguments: Arguments) -> None:
+    """Refuse --max_steps that another run, whose steps count on here, has already taken."""
+    limit = arguments.grpo.max_steps
+    if 0 < limit <= begun:
+        raise ConfigurationError(
+            f"--resume_from {arguments.vqa.resume_from} is at step {begun}, from where the steps count on, so that "
+            f"--max_steps {limit} leaves none: give --max_steps {begun + limit} for {limit} more"
+        )
 
 
 def stopped(newest: int | None, where: str) -> StepError:
