@@ -114,3 +114,27 @@ def test_a_data_set_without_the_split_is_refused_before_a_model_is_loaded(
     run = config.from_tree(json.loads(RUN.canonical()) | {"evaluate": {"split": "validation"}}, "x")
     assert main(job(dataset, tmp_path / "out", "base=no/such-model", run=run).arguments) == 78
     assert "is not a converted data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (None, "there is no such folder"),
+        ({}, "is no model folder"),
+        ({"config.json": "[]"}, "is no model folder"),
+        ({"config.json": '{"model_type": "internvl_chat"}'}, "does not support natively"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_words(
+    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str] | None, says: str
+) -> None:
+    folder = tmp_path / "base"
+    if files is not None:
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    assert main(job(dataset, tmp_path / "out", f"base={folder}").arguments) == 78
+    said = capsys.readouterr().err
+    assert f"error: model {folder}" in said
+    assert says in said
+    assert not (tmp_path / "out").exists()

@@ -201,13 +201,39 @@ REFUSALS = [
     ("--guard_patience 0", "give 1 or more"),
     ("--guard_fall 1.5", "from 0 (never) to below 1"),
     ("--guard_steps_factor 1", "more than 1"),
+    ("--guard_steps_factor nan", "more than 1"),
+    ("--guard_steps_factor inf", "as a finite number"),
+    ("--guard_fall nan", "from 0 (never) to below 1"),
+    ("--learning_rate nan", "--learning_rate nan: give a finite number of 0 or more"),
+    ("--learning_rate -0.5", "--learning_rate -0.5: give"),
+    ("--temperature 0", "--temperature 0.0: give a finite number above 0"),
+    ("--temperature inf", "--temperature inf: give"),
+    ("--beta -1", "--beta -1.0: give a finite number of 0 or more"),
+    ("--beta nan --seed -1", "--beta nan: give a finite number of 0 or more; --seed -1: give"),
+    ("--reward_weights 1 nan", "--reward_weights [1.0, nan]: give finite numbers"),
+    ("--max_steps 0", "leave it out to train --num_train_epochs"),
+    ("--num_train_epochs 0", "--num_train_epochs 0.0: give"),
+    ("--max_completion_length 0", "--max_completion_length 0: give 1 or more"),
+    ("--save_steps 0", "--save_steps 0.0: give 1 or more"),
+    ("--save_steps nan", "--save_steps nan: give"),
+    ("--seed 4294967296", "from 0 to 4294967295"),
+    ("--per_device_train_batch_size 0", "--per_device_train_batch_size 0: give 1 or more"),
+    ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps 0: give 1 or more"),
+    ("--num_iterations 0", "--num_iterations 0: give 1 or more"),
     ("--guards loud", "invalid choice"),
+    ("--publish_uri ftp://host/model", "--publish_uri: storage 'ftp://host/model': only s3://bucket/prefix and"),
+    ("--checkpoint_uri s3:/bucket", "--checkpoint_uri: storage 's3:/bucket': only s3://bucket/prefix and"),
+    ("--publish_uri s3://", "names no bucket"),
+    ("--output_dir s3://bucket/out", "give a folder here, and the storage as --publish_uri"),
+    (f"--publish_uri {__file__}", "test_arguments.py is a file, where a folder must be"),
+    (f"--checkpoint_uri {__file__}/below", "test_arguments.py is a file, where a folder must be"),
+    (f"--output_dir {__file__}", "test_arguments.py is a file, where a folder must be"),
     ("--validate_every 5 --load_best_model_at_end", "both choose the best weights"),
     ("--auto_find_batch_size", "lower per_device_train_batch_size"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "says"), REFUSALS, ids=[flags for flags, _ in REFUSALS])
+@pytest.mark.parametrize(("flags", "says"), REFUSALS, ids=[flags.replace(__file__, "FILE") for flags, _ in REFUSALS])
 def test_what_cannot_work_is_refused_with_the_way_out(flags: str, says: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         parse([*BASE, "--use_cpu", *flags.split()])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 
+from vqa_grpo.storage import store
 from vqa_grpo.training import preflight
 from vqa_grpo.training.arguments import RULES, rules
 
@@ -49,6 +50,23 @@ def test_every_refusal_is_listed_and_what_follows_from_one_is_not_repeated(look:
     assert "the product is 10 or 12" in lines["batch"]
     assert lines["data"].startswith("FAIL")
     assert lines["context"] == "- not checked: see above"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--per_device_train_batch_size", "0"),
+        ("--gradient_accumulation_steps", "0"),
+        ("--save_steps", "0"),
+        ("--num_train_epochs", "nan"),
+        ("--num_iterations", "0"),
+    ],
+)
+def test_a_number_that_nothing_can_be_reckoned_with_is_refused_on_one_line(look: Any, wrong: tuple[str, str]) -> None:
+    code, lines, verdict = look(*wrong)
+    assert (code, verdict) == (78, f"preflight: 1 of {LOOKS} checks refuse")
+    assert lines["numbers"].startswith(f"FAIL {wrong[0]} ")
+    assert lines["disk"] == "- not checked: see above"
 
 
 def test_too_few_rows_for_one_round_are_refused(look: Any) -> None:
@@ -151,6 +169,24 @@ def test_what_deepspeed_needs_at_launch_is_checked(look: Any, monkeypatch: pytes
     assert look("--deepspeed", "zero3")[1]["deepspeed launch"] == "ok ZeRO-3, 2 processes"
     monkeypatch.setitem(git_version_info.installed_ops, "cpu_adam", True)  # as in an image that has no compiler
     assert look("--deepspeed", "zero3-offload")[1]["deepspeed launch"] == "ok ZeRO-3, 2 processes"
+
+
+def test_storage_that_does_not_let_us_in_is_refused_before_training(
+    look: Any, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ["--max_completion_length", "8"]
+    for option in ("--publish_uri", "--checkpoint_uri"):
+        code, lines, _ = look(*short, option, f"{s3}/run")
+        assert (code, lines["storage"]) == (0, f"ok {s3}/run: answers")
+        code, lines, _ = look(*short, option, "s3://no-such-bucket/run")
+        assert code == 78
+        assert lines["storage"].startswith("FAIL no such bucket")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(store, "_client", store._client.__wrapped__)  # the cached one has its credentials
+    code, lines, _ = look(*short, "--publish_uri", f"{s3}/run")
+    assert code == 78
+    assert lines["storage"].startswith("FAIL no S3 credentials for")
 
 
 def test_the_same_checks_stop_a_start_before_any_weights_are_read(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,15 +159,15 @@ def swapped_nodes(run: Run, whole: Run, tmp_path: Path) -> None:
     assert final == whole.weights()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_to_one_rank_makes_all_save_at_the_next_step_and_ask_for_another_attempt(
-    start: Callable[..., Run], uninterrupted: Callable[..., Run], tmp_path: Path, ranks: int
+@pytest.mark.parametrize(("ranks", "sent"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGINT)])
+def test_sigterm_or_ctrl_c_to_one_rank_makes_all_save_at_the_next_step_and_ask_for_another_attempt(
+    start: Callable[..., Run], uninterrupted: Callable[..., Run], tmp_path: Path, ranks: int, sent: signal.Signals
 ) -> None:
     """Between two saves: what is lost of the run is nothing."""
     uri = str(tmp_path / "store")
     run = start("--save_steps", "100", "--resume_from_checkpoint", "true", "--checkpoint_uri", uri, ranks=ranks)
-    assert run.go(term=(ranks - 1, 2)) == [75] * ranks, run.said()[-3000:]
-    assert "stopped by SIGTERM at step" in run.said()
+    assert run.go(term=(ranks - 1, 2), sent=sent) == [75] * ranks, run.said()[-3000:]
+    assert run.said().count(f"stopped by {sent.name} at step") == ranks
     last = max(step for _, step in run.steps())
     assert last < STEPS
     shutil.rmtree(run.output)  # the node is gone; the upload was finished
@@ -192,6 +194,35 @@ def test_without_checkpoints_sigterm_is_a_cancelled_run(start: Callable[..., Run
     assert run.go(term=(0, 2)) == [143], run.said()[-3000:]
 
 
+def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
+    from vqa_grpo.training.trainer import LeaveOnSignal
+
+    pid = os.fork()
+    if not pid:
+        try:
+            leave: Any = LeaveOnSignal()
+            leave.on_train_begin(None, None, None)
+            os.kill(os.getpid(), signal.SIGINT)
+            if leave.received == signal.SIGINT:
+                os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGINT
+
+
+def test_ctrl_c_before_training_is_a_cancelled_run_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vqa_grpo.training import __main__ as entry
+
+    def interrupted(words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "preflight_report", interrupted)
+    assert entry.main([]) == 143
+    assert capsys.readouterr().err == "error: stopped by SIGINT\n"
+
+
 def test_a_checkpoint_that_was_named_and_is_not_whole_is_refused(
     start: Callable[..., Run], uninterrupted: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -201,6 +232,17 @@ def test_a_checkpoint_that_was_named_and_is_not_whole_is_refused(
         run = start(option, str(damaged))
         assert run.go() == [65]
         assert "lacks optimizer.pt" in run.said()
+
+
+def test_a_new_run_from_anothers_checkpoint_counts_its_steps_on_and_needs_some_left(
+    start: Callable[..., Run], uninterrupted: Callable[..., Run]
+) -> None:
+    run = start("--resume_from", str(uninterrupted().output))
+    assert run.go() == [78]
+    assert f"is at step {STEPS}, from where the steps count on" in run.said()
+    assert f"give --max_steps {2 * STEPS} for {STEPS} more" in run.said()
+    assert run.go("--max_steps", str(STEPS + 1)) == [0], run.said()[-3000:]
+    assert {step for _, step in run.steps()} == {STEPS + 1}
 
 
 def test_another_number_of_processes_is_refused(start: Callable[..., Run], uninterrupted: Callable[..., Run]) -> None:

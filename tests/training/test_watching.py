@@ -64,7 +64,7 @@ def test_a_training_is_a_child_run_that_only_a_real_resume_continues(
     assert [metric.step for metric in history] == list(range(1, STEPS + 1))
 
     # A start from another run's checkpoint is a run of its own, and two ranks are still one run.
-    assert go("second", "--resume_from", str(tmp_path / "first" / "checkpoint-8")) == [0]
+    assert go("second", "--resume_from", str(tmp_path / "first" / "checkpoint-6")) == [0]
     assert len(children(tracking, opened)) == 2
     assert go("third", ranks=2) == [0, 0], (tmp_path / "log").read_text()[-3000:]
     assert len(children(tracking, opened)) == 3

@@ -76,12 +76,13 @@ def run(
     term: tuple[int, int] | None = None,
     gone: int | None = None,
     limit: float = 540.0,
+    sent: int = signal.SIGTERM,
 ) -> list[int]:
     """Run the trainer in `ranks` forked processes; their exit codes, -9 for a killed one.
 
-    `kill` is a moment and a step, `term` a rank that gets SIGTERM once the journal has a step. When one process
-    dies from a signal the others are killed too, as a launcher would. `gone` is a rank that is lost at the moment of
-    the SIGTERM, as with a machine: the others are left to themselves.
+    `kill` is a moment and a step, `term` a rank that gets the signal `sent` once the journal has a step. When one
+    process dies from a signal the others are killed too, as a launcher would. `gone` is a rank that is lost at the
+    moment of the signal, as with a machine: the others are left to themselves.
     """
     processes = [rank for rank in argv if isinstance(rank, Rank)] or [Rank([str(word) for word in argv])] * ranks
     port = _free_port()
@@ -99,7 +100,7 @@ def run(
             time.sleep(0.005)
         if gone is not None:
             os.kill(children[gone], signal.SIGSTOP)  # not dead yet, so that the others still wait for it
-        os.kill(children[term[0]], signal.SIGTERM)
+        os.kill(children[term[0]], sent)
         if gone is not None:
             time.sleep(0.5)
             os.kill(children[gone], signal.SIGKILL)

@@ -9,7 +9,7 @@ from typing import Any
 from vqa_grpo.config import RunConfig
 from vqa_grpo.contract import prompt as prompts
 from vqa_grpo.contract.failure import ConfigurationError
-from vqa_grpo.models.source import local_model
+from vqa_grpo.models.source import check_source, local_model
 from vqa_grpo.report.progress import emit, transferring
 
 FILE = "predictions.parquet"  # in a published folder of predictions
@@ -29,6 +29,7 @@ def predict_to(
     rows = held_out(run, dataset).shard(count, index, contiguous=False)
     with transferring("download") as progress:
         folder = Path(local_model(model, progress=progress))
+    check_source(str(folder), "model")
     predictions = predict(
         folder,
         rows,

@@ -6,6 +6,7 @@ when it is whole; one that broke off goes on.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -35,6 +36,28 @@ def local_model(name: str, revision: str = "", progress: Progress = nothing) -> 
     if Path(name).expanduser().is_dir() or not (hub := _HUB.fullmatch(name)):
         return name
     return _from_hub(hub["name"], hub["revision"] or revision)
+
+
+def check_source(source: str, called: str) -> None:
+    """Refuse what is no model folder, or one that runs only with code of its own.
+
+    `source` is what `local_model` gave, `called` the option or thing that a person named it by.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ConfigurationError(f"{called} {source}: there is no such folder")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{called} {source} is no model folder: config.json: {error}") from None
+    from transformers import CONFIG_MAPPING
+
+    if kind not in CONFIG_MAPPING:
+        raise ConfigurationError(
+            f"{called} {source} has model_type {kind!r}, which transformers does not support natively; "
+            "code in a repository is never executed: use a checkpoint in transformers' own format"
+        )
 
 
 def pinned(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import time
 import traceback
@@ -25,7 +26,7 @@ from vqa_grpo.contract.failure import (
     RetryError,
     StepError,
 )
-from vqa_grpo.models.source import local_model
+from vqa_grpo.models.source import check_source, local_model
 from vqa_grpo.report.progress import transferring
 from vqa_grpo.storage.store import explain_os_error
 from vqa_grpo.training import checkpoints, world
@@ -64,7 +65,7 @@ def train(arguments: Arguments) -> Path:
 
     with transferring("download") as progress:
         source = local_model(str(arguments.model.model_name_or_path), arguments.model.model_revision or "", progress)
-    policy.check_source(source)
+    check_source(source, "--model_name_or_path")
     processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels, arguments.model.model_revision)
     preflight.check(arguments, source=source, rows=rows, processor=processor)
     model = policy.load(source, arguments)
@@ -175,7 +176,9 @@ def learn(trainer: VQATrainer, start: Path | None, watch: Watch) -> None:
         newest = checkpoints.newest_sealed(keeper.output_dir)
         if leave.received:
             status = "KILLED"
-            raise stopped(newest, f"and then {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+            raise stopped(
+                leave.received, newest, f"and then {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            ) from error
         if "probability tensor contains" in str(error):  # torch, about sampling from NaN
             from vqa_grpo.training.guards import LESS
 
@@ -189,7 +192,7 @@ def learn(trainer: VQATrainer, start: Path | None, watch: Watch) -> None:
     if leave.requested:
         steps = [step for leads, step in checkpoints.gather((trainer.layout.leads, newest)) if leads]
         where = f"at step {trainer.state.global_step} of {trainer.state.max_steps}"
-        raise stopped(None if None in steps else min(steps), where)
+        raise stopped(leave.requested, None if None in steps else min(steps), where)
     if watch.guards.stop:
         raise ended(watch.guards.stop.sentence, trainer.state.global_step, newest)
 
@@ -300,6 +303,8 @@ def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> tuple[Pa
     named = asked if asked and not own and asked.lower() != "false" else vqa.resume_from
     if named:
         if found := chosen([named]):
+            if named != asked:
+                check_steps_left(checkpoints.read_marker(found).step, arguments)
             return found, named == asked
         option = "--resume_from" if named == vqa.resume_from else "--resume_from_checkpoint"
         raise DataError(f"{option} {named}: there is no whole checkpoint; name another, or leave the option out")
@@ -308,12 +313,23 @@ def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> tuple[Pa
     return None, False
 
 
-def stopped(newest: int | None, where: str) -> StepError:
-    """Why a run that was asked to stop stopped: another attempt can go on where there is a checkpoint."""
+def check_steps_left(begun: int, arguments: Arguments) -> None:
+    """Refuse --max_steps that another run, whose steps count on here, has already taken."""
+    limit = arguments.grpo.max_steps
+    if 0 < limit <= begun:
+        raise ConfigurationError(
+            f"--resume_from {arguments.vqa.resume_from} is at step {begun}, from where the steps count on, so that "
+            f"--max_steps {limit} leaves none: give --max_steps {begun + limit} for {limit} more"
+        )
+
+
+def stopped(number: int, newest: int | None, where: str) -> StepError:
+    """Why a run that a signal asked to stop stopped: another attempt can go on where there is a checkpoint."""
+    name = signal.Signals(number).name
     if newest is None:
-        return JobError(f"stopped by SIGTERM {where}, with no checkpoint to go on from", FailureReason.CANCELLED)
+        return JobError(f"stopped by {name} {where}, with no checkpoint to go on from", FailureReason.CANCELLED)
     return RetryError(
-        f"stopped by SIGTERM {where}; the newest checkpoint is step {newest}: "
+        f"stopped by {name} {where}; the newest checkpoint is step {newest}: "
         "start again with --resume_from_checkpoint true"
     )
 
@@ -359,8 +375,10 @@ def main(argv: list[str] | None = None) -> int:
             for note in arguments.notes:
                 print(f"note: {note}", file=sys.stderr, flush=True)
         train(arguments)
-    except Exception as raised:
+    except (Exception, KeyboardInterrupt) as raised:
         error = explain_os_error(raised) if isinstance(raised, OSError) and raised.errno else raised
+        if isinstance(raised, KeyboardInterrupt):  # before the training loop or after it, which has its own handler
+            error = JobError("stopped by SIGINT", FailureReason.CANCELLED)
         vitals.fail(error)
         reason = vitals.reason_for(error)
         if reason in (FailureReason.INTERNAL, FailureReason.OUT_OF_MEMORY):

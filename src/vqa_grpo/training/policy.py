@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,27 +17,6 @@ if TYPE_CHECKING:
     from vqa_grpo.training.arguments import Arguments
 
 DEFAULT_LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
-
-
-def check_source(source: str) -> None:
-    """Refuse a folder that holds no model, or one that runs only with code of its own."""
-    folder = Path(source)
-    if not folder.is_dir():
-        if source.startswith(("/", ".", "~")):
-            raise ConfigurationError(f"--model_name_or_path {source}: there is no such folder")
-        return
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"--model_name_or_path {source} is no model folder: config.json: {error}") from None
-    from transformers import CONFIG_MAPPING
-
-    kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise ConfigurationError(
-            f"--model_name_or_path {source} has model_type {kind!r}, which transformers does not support natively; "
-            "code in a repository is never executed: use a checkpoint in transformers' own format"
-        )
 
 
 def load(source: str, arguments: Arguments) -> Any:

@@ -18,8 +18,8 @@ from typing import Any, TextIO
 
 from vqa_grpo.contract import prompt
 from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, StepError
-from vqa_grpo.models.source import local_model
-from vqa_grpo.storage.store import explain_os_error
+from vqa_grpo.models.source import check_source, local_model
+from vqa_grpo.storage.store import explain_os_error, is_remote
 from vqa_grpo.training import cpu, world
 from vqa_grpo.training.arguments import RULES, Arguments, Reading, rules, settings
 
@@ -71,9 +71,8 @@ class Subject:
     def outline(self) -> Any:
         """The model without weights: names and shapes only."""
         from vqa_grpo.models.load import outline
-        from vqa_grpo.training import policy
 
-        policy.check_source(self.source)
+        check_source(self.source, "--model_name_or_path")
         try:
             return outline(self.source, self.values["model_revision"])
         except (OSError, ValueError) as error:
@@ -120,6 +119,7 @@ def _local(name: str) -> str:
 
 def data(subject: Subject) -> str:
     values, rows = subject.values, subject.rows
+    rules.check_numbers(values)
     batch = values["generation_batch_size"] or rules.completions_a_round(values)[0]
     prompts = batch // int(values["num_generations"] or 1)
     if len(rows) < prompts:
@@ -241,6 +241,7 @@ def _built_with_deepspeed(part: str) -> bool:
 def disk(subject: Subject) -> str:
     """The checkpoints that stay, one more that is being written, and the final model must fit into output_dir."""
     values = subject.values
+    rules.check_numbers(values)
     item = ITEM_BYTES.get(str(values["dtype"]).removeprefix("torch."), 4)
     adam = ADAM_BYTES["deepspeed" if cpu.wants_deepspeed(values) else "plain"]
     written = subject.weights if subject.reached is None else subject.trained
@@ -255,6 +256,17 @@ def disk(subject: Subject) -> str:
         fix = f"give --save_total_limit {fits}" if fits >= 1 else "free some, or give another --output_dir"
         raise ConfigurationError(f"{sums}, but {place} has {_bytes(free)} free: {fix}")
     return f"{sums} of {_bytes(free)} free in {place}"
+
+
+def storage(subject: Subject) -> str:
+    """One small object is asked for in each place in S3, so that wrong credentials are found out before training."""
+    from vqa_grpo.storage.publish import is_published
+
+    named = [str(subject.values[name] or "") for name in ("checkpoint_uri", "publish_uri")]
+    uris = list(filter(is_remote, named))
+    for uri in uris:
+        is_published(uri)
+    return f"{', '.join(uris)}: answers" if uris else "no S3"
 
 
 def _kept(values: dict[str, Any], rows: int) -> int:
@@ -293,6 +305,7 @@ def _bytes(size: float) -> str:
 
 
 CHECKS: dict[str, Callable[[Subject], str]] = {
+    "storage": storage,
     "data": data,
     "reward columns": reward_columns,
     "deepspeed launch": deepspeed,

@@ -153,44 +153,48 @@ class EpochSampler(RepeatSampler):
 
 
 class LeaveOnSignal(TrainerCallback):
-    """After SIGTERM to any rank, all ranks save at the next step boundary and leave the training loop.
+    """After SIGTERM or Ctrl-C to any rank, all ranks save at the next step boundary and leave the training loop.
 
-    `requested` says, once training is over, whether that happened before the last step.
+    `received` is the signal that this rank got, `requested` the one that all of them left for before the last step; 0
+    for none. A second Ctrl-C ends the process at once.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self.received = False
-        self._before: Any = None
+        self.requested = 0
+        self.received = 0
+        self._before: dict[int, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not self._anyone(args) or state.global_step >= state.max_steps:
+        number = self._anyones(args)
+        if not number or state.global_step >= state.max_steps:
             return
-        self.requested = True
+        self.requested = number
         control.should_save = control.should_save or args.save_strategy != "no"
         control.should_training_stop = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
+        self.received = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
 
-    def _anyone(self, args: TrainingArguments) -> bool:
+    def _anyones(self, args: TrainingArguments) -> int:
         if args.world_size == 1:
             return self.received
-        flag = torch.tensor([int(self.received)], device=args.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        numbers = torch.tensor([self.received], device=args.device)
+        torch.distributed.all_reduce(numbers, op=torch.distributed.ReduceOp.MAX)
+        return int(numbers.item())
 
 
 class EngineRuns(TrainerCallback):

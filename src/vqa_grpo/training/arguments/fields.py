@@ -155,7 +155,8 @@ class VQAArguments:
         default=None,
         metadata={
             "help": "Start from another run's checkpoint: its --checkpoint_uri, one of the steps there, its output "
-            "folder, or one checkpoint folder. With --resume_from_checkpoint true this run's own come first."
+            "folder, or one checkpoint folder. Its steps count on: --max_steps must be beyond them. With "
+            "--resume_from_checkpoint true this run's own come first."
         },
     )
     publish_uri: str | None = field(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError
+from vqa_grpo.storage.store import is_remote, normalise
 from vqa_grpo.training import cpu, world
 from vqa_grpo.training.arguments.fields import MAX_PIXELS, PIXELS_PER_TOKEN
 from vqa_grpo.training.arguments.reading import Reading
@@ -55,6 +56,55 @@ def _model_without_remote_code(reading: Reading) -> None:
             f"{name} runs only with code from its repository, which is never executed: "
             "use zai-org/GLM-4.1V-9B-Thinking (formerly under THUDM), which transformers supports natively"
         )
+
+
+def _numbers(reading: Reading) -> None:
+    check_numbers(reading.values)
+
+
+def check_numbers(values: dict[str, Any]) -> None:
+    """Raises one ConfigurationError for all numbers no run can train with; NaN fails every comparison here."""
+    wrong = [
+        f"--{name} {value}: give {wanted}"
+        for name, (fits, wanted) in NUMBERS.items()
+        if (value := values[name]) is not None and not fits(value)
+    ]
+    if wrong:
+        raise ConfigurationError("; ".join(wrong))
+
+
+def _at_least_0(value: float) -> bool:
+    return 0 <= value < math.inf
+
+
+def _above_0(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _at_least_1(value: float) -> bool:
+    return 1 <= value < math.inf
+
+
+def _all_finite(values: list[float]) -> bool:
+    return all(map(math.isfinite, values))
+
+
+NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "learning_rate": (_at_least_0, "a finite number of 0 or more"),
+    "temperature": (_above_0, "a finite number above 0"),
+    "beta": (_at_least_0, "a finite number of 0 or more"),
+    "reward_weights": (_all_finite, "finite numbers"),
+    "max_steps": (lambda steps: steps != 0, "1 or more, or leave it out to train --num_train_epochs"),
+    "num_train_epochs": (_above_0, "a finite number above 0"),
+    "max_completion_length": (_at_least_1, "1 or more"),
+    "per_device_train_batch_size": (_at_least_1, "1 or more"),
+    "gradient_accumulation_steps": (_at_least_1, "1 or more"),
+    "generation_batch_size": (_at_least_1, "1 or more"),
+    "steps_per_generation": (_at_least_1, "1 or more"),
+    "num_iterations": (_at_least_1, "1 or more"),
+    "save_steps": (_above_0, "1 or more, or a share of all steps below 1"),
+    "seed": (lambda seed: 0 <= seed < 2**32, "a number from 0 to 4294967295"),
+}
 
 
 def _rewards(reading: Reading) -> None:
@@ -267,6 +317,7 @@ def _groups(reading: Reading) -> None:
 
 def completions_a_round(values: dict[str, Any]) -> tuple[int, str]:
     """How many completions one generation makes over all processes, and what the number is made of."""
+    check_numbers(values)
     size = values["per_device_train_batch_size"]
     if values["generation_batch_size"]:
         if values["steps_per_generation"]:
@@ -333,6 +384,24 @@ def _steps_between_generations(values: dict[str, Any]) -> int:
     return micro // math.gcd(micro, accumulated)
 
 
+def _places(reading: Reading) -> None:
+    """Where a run writes: a place that is none would be found out only after training."""
+    for name in ("output_dir", "checkpoint_uri", "publish_uri"):
+        if not (given := reading.values[name]):
+            continue
+        try:
+            place = normalise(str(given))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"--{name}: {error}") from None
+        if is_remote(place):
+            if name == "output_dir":
+                raise ConfigurationError(f"--{name} {given}: give a folder here, and the storage as --publish_uri")
+            continue
+        there = next(path for path in (Path(place), *Path(place).parents) if path.exists())
+        if not there.is_dir():
+            raise ConfigurationError(f"--{name} {given}: {there} is a file, where a folder must be: give another place")
+
+
 def _watching(reading: Reading) -> None:
     """A tracker that is not installed is left out with a note: the model matters more than its curves."""
     values = reading.values
@@ -358,8 +427,10 @@ def _choosing(reading: Reading) -> None:
     for name in ("guard_fall", "guard_entropy_fall"):
         if not 0 <= values[name] < 1:
             raise ConfigurationError(f"--{name} {values[name]}: give a share from 0 (never) to below 1")
-    if values["guard_steps_factor"] <= 1:
-        raise ConfigurationError(f"--guard_steps_factor {values['guard_steps_factor']}: give more than 1")
+    if not 1 < values["guard_steps_factor"] < math.inf:
+        raise ConfigurationError(
+            f"--guard_steps_factor {values['guard_steps_factor']}: give more than 1, as a finite number"
+        )
     if values["validate_every"] and values["load_best_model_at_end"]:
         raise ConfigurationError(
             "--load_best_model_at_end and --validate_every both choose the best weights: leave the former out"
@@ -390,6 +461,7 @@ def _installed(package: str) -> bool:
 RULES: dict[str, Callable[[Reading], None]] = {
     "model and data given": _required,
     "native model": _model_without_remote_code,
+    "numbers": _numbers,
     "rewards": _rewards,
     "pixel bounds": _pixels,
     "adapter": _lora,
@@ -398,6 +470,7 @@ RULES: dict[str, Callable[[Reading], None]] = {
     "deepspeed": _deepspeed,
     "batch": _groups,
     "checkpoints": _checkpoints,
+    "places": _places,
     "trackers": _watching,
     "best and guards": _choosing,
     "progress": _quiet_bar,
