@@ -96,14 +96,17 @@ def _create_by_claim(place: Place, data: bytes) -> bool:
     try:
         time.sleep(SETTLE_SECONDS)
         deadline = time.monotonic() + _WAIT_SECONDS
-        while not _exists(place):
-            if _first_claim(place, own.key) == own.key:
+        while True:
+            first = _first_claim(place, own.key)
+            # Looked at after the claims: a winner takes its claim back once it has written.
+            if _exists(place):
+                return False
+            if first == own.key:
                 _put(place, data)
                 return True
             if time.monotonic() > deadline:
                 raise RetryError(f"s3://{place.bucket}/{place.key}: the writer before this one does not finish: retry")
             time.sleep(0.2)
-        return False
     finally:
         _delete(own)
 
