@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -242,6 +243,30 @@ def test_converting_never_writes_over_anything(refused, source, tmp_path):
     (tmp_path / "there" / "own.txt").write_text("mine")
     assert "exists already: name a new folder" in refused(78, "convert", source, tmp_path / "there")
     assert [path.name for path in tmp_path.glob("there*/*")] == ["own.txt"]
+
+
+@pytest.mark.parametrize("out", ["data", "data/out", "link", "link/out"])
+def test_nothing_is_written_into_the_source(refused, source, tmp_path, out):
+    (tmp_path / "data").symlink_to(source)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    before = sorted(source.rglob("*"))
+    for words in (["validate", tmp_path / "data", "--out"], ["convert", tmp_path / "data"]):
+        said = refused(78, *words, tmp_path / out)
+        if words[0] == "validate" or "/" in out:
+            assert "would be written into the source" in said
+    assert sorted(source.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["out.report", "out.report/below", "out.parts"])
+def test_a_source_beside_the_output_is_not_swept_away(refused, source, tmp_path, name):
+    shutil.copytree(source, tmp_path / name)
+    assert "would be written into the source" in refused(78, "convert", tmp_path / name, tmp_path / "out")
+    assert len(list((tmp_path / name).rglob("*"))) == len(list(source.rglob("*")))
+
+
+def test_what_is_built_in_lies_apart_from_any_folder(cli, tmp_path):
+    answer(cli, "validate", "builtin:easy-vqa", "--limit", "5", "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_a_conversion_killed_between_its_last_files_ends_when_asked_again(cli, refused, source, tmp_path):
