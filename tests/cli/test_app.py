@@ -153,6 +153,25 @@ def test_the_job_can_be_rendered_as_a_trainjob_and_what_it_cannot_do_is_said(cli
     assert "pytorchjob" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--run-id", ""], "--run-id is empty"),
+        (["--kind", "local"], "--kind local is no job of a cluster: use pytorchjob or trainjob"),
+        (["--kind", "auto", "--num-nodes", "1"], "--kind auto is no job of a cluster"),
+        (["--image", "not an image"], "image 'not an image' has a space in it"),
+    ],
+)
+def test_a_job_that_no_cluster_would_take_is_not_rendered(refused, words, said):
+    assert said in refused(78, "render-job", *words)
+
+
+@pytest.mark.parametrize("option", ["--steps-image", "--trainer-image"])
+def test_an_image_with_a_space_is_not_compiled(refused, tmp_path, option):
+    assert f"{option} 'not one' has a space" in refused(78, "compile", "-o", tmp_path / "out", option, "not one")
+    assert not (tmp_path / "out").exists()
+
+
 def test_compiling_prints_what_it_wrote(cli, tmp_path):
     code, out, err = cli("compile", "-o", tmp_path / "new" / "folder", "--steps-image", "steps@sha256:0")
     assert code == 0, err

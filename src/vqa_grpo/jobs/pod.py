@@ -60,6 +60,8 @@ def template(spec: JobSpec, container: str, environment: Mapping[str, str] | Non
     """
     if not spec.image:
         raise ConfigurationError(f"job {spec.name} has no image: give the training image, best with its digest")
+    if re.search(r"\s", spec.image):
+        raise ConfigurationError(f"image {spec.image!r} has a space in it: give REPOSITORY@sha256:… or REPOSITORY:TAG")
     plain = {
         # Istio's sidecar outlives the container and breaks the rendezvous; which of the two it reads depends on its
         # version.
