@@ -397,9 +397,9 @@ def test_a_conversion_that_breaks_leaves_no_data_set_and_goes_on_when_asked_agai
 
 def test_a_full_disk_is_called_one(refused, source, tmp_path, monkeypatch):
     monkeypatch.setattr("vqa_grpo.data.index.IndexWriter._flush", full)
-    assert "disk full while writing a file: free some space" in refused(
-        75, "validate", source, "--out", tmp_path / "out"
-    )
+    said = refused(75, "validate", source, "--out", tmp_path / "out")
+    assert "disk full while writing a file: free some space" in said
+    assert "--storage" not in said  # which is an option of run alone
     assert not (tmp_path / "out").exists()
 
 
