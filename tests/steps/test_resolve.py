@@ -224,7 +224,7 @@ def test_a_reward_of_the_user_s_own_is_left_to_the_trainer_of_a_cluster(resolve)
 
 def test_a_reward_of_the_user_s_own_is_looked_for_here_and_not_imported(resolve, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"there is no my_rewards here: check it and PYTHONPATH"):
+    with pytest.raises(ConfigurationError, match=r"no module my_rewards is found here: check it and PYTHONPATH"):
         resolve("rewards.functions=['my_rewards:short']")
     (tmp_path / "my_rewards.py").write_text("raise SystemExit('imported')")
     assert "my_rewards:short" in resolve("rewards.functions=['my_rewards:short']").config

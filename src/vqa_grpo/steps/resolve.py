@@ -99,7 +99,9 @@ def _check_rewards(run: RunConfig) -> None:
     for name in run.rewards.functions if local else ():
         package = re.split(r"[.:]", name)[0]
         if name not in registry.NAMES and not _is_found(package):
-            raise ConfigurationError(f"rewards.functions: {name}: there is no {package} here: check it and PYTHONPATH")
+            raise ConfigurationError(
+                f"rewards.functions: {name}: no module {package} is found here: check it and PYTHONPATH"
+            )
 
 
 def _is_found(package: str) -> bool:
