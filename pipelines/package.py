@@ -1,12 +1,13 @@
 """Compile the pipelines into YAML for Kubeflow."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from vqa_grpo.components import images
-from vqa_grpo.contract.failure import StepError
+from vqa_grpo.contract.failure import ConfigurationError, StepError
 
 PIPELINES = {"train": "train_pipeline", "retrain": "retrain_pipeline", "data": "data_pipeline"}
 
@@ -16,9 +17,12 @@ def package(out: Path, steps_image: str, trainer_image: str) -> list[Path]:
 
     Components read their images when they are imported, so each pipeline is compiled in a fresh process.
     """
-    out.mkdir(parents=True, exist_ok=True)
     given = {"steps": steps_image, "trainer": trainer_image}
     environment = os.environ | {images.VARIABLES[name]: image for name, image in given.items() if image}
+    for name, image in given.items():
+        if re.search(r"\s", image):
+            raise ConfigurationError(f"--{name}-image {image!r} has a space in it: give REPOSITORY@sha256:…")
+    out.mkdir(parents=True, exist_ok=True)
     for name in given:
         _warn_of_a_tag(name, images.reference(name, environment))
     written = []

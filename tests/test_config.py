@@ -94,6 +94,16 @@ def test_a_setting_is_read_as_yaml_and_as_a_person_means_it(setting: str, value:
         ("data=3", "data: Input should be a valid dictionary"),
         ("rewards.weights=[1]", "weights has 1 values for 2 functions: give one each"),
         ("rewards.functions=[]", "functions is empty: name at least one reward"),
+        ("rewards.weights=[0, 0.0]", "weights are all 0"),
+        ("rewards.weights=[.nan, 1]", "rewards.weights.0: Input should be a finite number"),
+        ("rewards.weights=[1, .inf]", "rewards.weights.1: Input should be a finite number"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0 (got -1)"),
+        ("seed=4294967296", "seed: Input should be less than 4294967296"),
+        ("train.deepspeed=zero9", "train.deepspeed: neither zero1, zero2, zero3 or zero3_offload, nor"),
+        ("data.source=ftp://x/y", "source: ftp:// is not read"),
+        ("data.mix=[{source: here}, {source: 'gs://x/y'}]", "source: gs:// is not read"),
+        (".train=3", "is not of the form section.key=value"),
+        ("train.=3", "is not of the form section.key=value"),
         ("no equals sign", "is not of the form section.key=value"),
         ("=3", "is not of the form section.key=value"),
         ("train.extra.x={", "the value is not YAML; quote it"),
@@ -108,6 +118,27 @@ def test_a_setting_is_read_as_yaml_and_as_a_person_means_it(setting: str, value:
 )
 def test_a_wrong_setting_is_explained_in_one_line(setting: str, words: str) -> None:
     assert words in refused(config.load, "", [setting])
+
+
+def test_shares_are_not_more_than_the_whole() -> None:
+    for validation, test in ((0.7, 0.3), (0.58, 0.42), (1.0, 0.0)):
+        config.load("", [f"data.validation_fraction={validation}", f"data.test_fraction={test}"])
+    said = refused(config.load, "", ["data.validation_fraction=0.6", "data.test_fraction=0.6"])
+    assert "validation_fraction 0.6 and test_fraction 0.6 must be not more than 1 together" in said
+
+
+def test_a_password_in_a_source_is_not_repeated() -> None:
+    assert "hunter2" not in refused(config.load, "", ["data.source=https://me:hunter2@host/data"])
+
+
+@pytest.mark.parametrize("name", ["", "zero1", "zero3_offload", "ds_config_zero2", "some/zero3.json", "mine.json"])
+def test_a_preset_and_a_file_of_the_trainers_are_taken_for_deepspeed(name: str) -> None:
+    assert config.load("", [f"train.deepspeed={json.dumps(name)}"]).train.deepspeed == name
+
+
+def test_a_problem_without_a_key_begins_with_its_words() -> None:
+    assert "configuration quickstart: train.max_steps 0" in refused(config.load, "quickstart", ["train.max_steps=0"])
+    assert "unknown key ''; known: seed" in refused(config.load, '{"": 3}')
 
 
 def test_a_value_cannot_be_used_as_a_section() -> None:
@@ -221,6 +252,15 @@ def test_a_configuration_cannot_be_changed_once_it_was_checked() -> None:
         ("job.grace_seconds=10", "job.grace_seconds"),
         ("job.on_eviction=perhaps", "job.on_eviction"),
         ("job.launcher=slurm", "trainjob"),
+        ("job.cpu=0", "job.cpu: nothing runs"),
+        ("job.cpu=0m", "job.cpu: nothing runs"),
+        ("job.memory=0.0Gi", "job.memory: nothing runs"),
+        ("job.shared_memory=7Gi", "shared_memory 7Gi counts as memory, and is more than 6Gi"),
+        ("job.resources={cpu: 1}", "cpu has a place of its own, job.cpu"),
+        ("job.resources={memory: 1Gi}", "memory has a place of its own, job.memory"),
+        ("job.resources={nvidia.com/gpu: 1}", "nvidia.com/gpu has a place of its own, job.gpus_per_node"),
+        ("job={launcher: local, num_nodes: 2}", "job: num_nodes is 2, but this machine is one node"),
+        ("job={timeout_seconds: 60, queue_timeout_seconds: 61}", "queue_timeout_seconds 61 is more than"),
         ("job.overrides=[]", "job.overrides"),
         ("job.overrides={containers: []}", "metadata: {…} and spec: {…}"),
         ("job.overrides={spec: []}", "metadata: {…} and spec: {…}"),
@@ -235,6 +275,11 @@ def test_a_base_model_in_the_claim_is_seen_by_pods_alone() -> None:
     assert "no folder here" in refused(config.load, "", ["model.base=/cache/models/qwen"])
     assert config.load("", ["model.base=/cache/models/qwen", "job.cache_claim=models"]).job.cache_claim == "models"
     assert "no folder here" in refused(config.load, "", ["model.base=/elsewhere", "job.cache_claim=models"])
+
+
+def test_shared_memory_may_be_all_of_the_memory() -> None:
+    for shared, memory in (("6Gi", "6Gi"), ("6G", "6Gi"), ("1024Ki", "1Mi"), ("500M", "0.5G")):
+        config.load("", [f"job.memory={memory}", f"job.shared_memory={shared}"])
 
 
 def test_amounts_may_be_numbers_as_people_write_them_in_yaml() -> None:

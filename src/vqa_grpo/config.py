@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -101,6 +102,15 @@ class Data(Section):
     def _possible(self) -> Data:
         if not self.source and not self.mix:
             raise ValueError("source is empty: name one")
+        for source in (self.source, *(part.source for part in self.mix)):
+            scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", source)
+            if scheme and scheme[1] not in ("s3", "minio", "file"):  # the rest of it may hold a password
+                raise ValueError(f"source: {scheme[1]}:// is not read: give a folder, a file, s3://… or hub:org/name")
+        if self.validation_fraction + self.test_fraction > 1 + 1e-9:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction:g} and test_fraction {self.test_fraction:g} "
+                "must be not more than 1 together"
+            )
         if len({bool(part.weight) for part in self.mix}) > 1:
             raise ValueError("mix has sources with a weight and without: give every one a weight, or none")
         names = [part.called() for part in self.mix]
@@ -149,6 +159,8 @@ class Rewards(Section):
             )
         if not self.functions:
             raise ValueError("functions is empty: name at least one reward")
+        if self.weights and not any(self.weights):
+            raise ValueError("weights are all 0, which rewards nothing: give one that is not")
         return self
 
 
@@ -162,6 +174,10 @@ class Judge(Section):
     max_retries: Annotated[int, Field(ge=0, le=10)] = 2
     concurrency: Annotated[int, Field(ge=1, le=256)] = Field(4, description="questions at once, in each process")
     cache_dir: str = Field("", description="folder of its verdicts; empty takes one in the user's cache")
+
+
+# The names that the trainer takes for a preset it ships, whatever folder stands before them.
+_DEEPSPEED = re.compile(r"(deepspeed_|ds_)?(config_)?zero([12]|3(_offload)?)(_config)?")
 
 
 # What a run passes to its trainer from other parts of the configuration; `train.extra` must not undo it.
@@ -203,6 +219,15 @@ class Train(Section):
     guards: Literal["stop", "warn", "off"] = Field("stop", description="what happens when a run goes wrong")
     deepspeed: str = Field("", description="zero1, zero2, zero3, zero3_offload, or a JSON file; empty for none")
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _a_preset_or_a_file(cls, name: str) -> str:
+        """A file may be one that the trainer's image alone has."""
+        stem = Path(name).stem.lower().replace("-", "_")
+        if name and not name.endswith(".json") and not _DEEPSPEED.fullmatch(stem):
+            raise ValueError("neither zero1, zero2, zero3 or zero3_offload, nor the name of a JSON file")
+        return name
 
     @field_validator("extra")
     @classmethod
@@ -277,6 +302,19 @@ Amount = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTP]|[KMGTP]i)?$
 Text = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
+_UNITS = {unit: 1000**power for power, unit in enumerate(("", "k", "M", "G", "T", "P"))}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTP", 1)}
+
+
+def bytes_of(amount: str) -> Decimal:
+    """
+    >>> bytes_of("1.5Ki"), bytes_of("2k")
+    (Decimal('1536.0'), Decimal('2000'))
+    """
+    number = amount.rstrip("kKMGTPi")
+    return Decimal(number) * _UNITS[amount[len(number) :]]
+
+
 class Toleration(Section):
     """A taint of nodes that a job's pods put up with."""
 
@@ -348,6 +386,37 @@ class Job(Section):
         description="metadata and spec of a pod template, put over the pods' own last; null takes something away",
     )
 
+    @field_validator("cpu", "memory")
+    @classmethod
+    def _some(cls, amount: str) -> str:
+        if not re.search(r"[1-9]", amount):
+            raise ValueError("nothing runs with none of it: give what a node is to have")
+        return amount
+
+    @field_validator("resources")
+    @classmethod
+    def _named_once(cls, resources: dict[str, str]) -> dict[str, str]:
+        own = {"cpu": "job.cpu", "memory": "job.memory", "nvidia.com/gpu": "job.gpus_per_node"}
+        for name in resources:
+            if name in own:
+                raise ValueError(f"{name} has a place of its own, {own[name]}: leave it out of resources")
+        return resources
+
+    @model_validator(mode="after")
+    def _possible(self) -> Job:
+        if self.shared_memory and bytes_of(self.shared_memory) > bytes_of(self.memory):
+            raise ValueError(f"shared_memory {self.shared_memory} counts as memory, and is more than {self.memory}")
+        if self.launcher == "local" and self.num_nodes > 1:
+            raise ValueError(
+                f"num_nodes is {self.num_nodes}, but this machine is one node: set it to 1, or launcher to pytorchjob"
+            )
+        if self.queue_timeout_seconds > self.timeout_seconds:
+            raise ValueError(
+                f"queue_timeout_seconds {self.queue_timeout_seconds} is more than timeout_seconds "
+                f"{self.timeout_seconds}, in which waiting is included"
+            )
+        return self
+
     @field_validator("overrides")
     @classmethod
     def _a_pod_template(cls, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -365,7 +434,7 @@ _DECIDING = ("num_nodes", "gpus_per_node", "processes_per_node", "environment") 
 class RunConfig(Section):
     """The whole of a run. Everything that changes its result is in here, and nothing secret is."""
 
-    seed: int = Field(0, description="the base model's and GRPO's seed")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="the base model's and GRPO's seed")
     data: Data = Data()
     model: Model = Model()
     rewards: Rewards = Rewards()
@@ -492,7 +561,7 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 def _apply(tree: dict[str, Any], setting: str) -> None:
     path, equals, text = setting.partition("=")
-    if not equals or not path.strip():
+    if not equals or not all(path.strip().split(".")):
         raise ConfigurationError(f"setting {setting!r} is not of the form section.key=value")
     try:
         value = _value(text)
@@ -509,13 +578,19 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
 def _explain(problem: Any) -> str:
     """One pydantic problem in words, with the nearest known key for an unknown one."""
     place = ".".join(str(part) for part in problem["loc"])
+    if problem["loc"] and not place:
+        place = "''"  # an empty key
     if problem["type"] == "extra_forbidden":
         known = _known_keys(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, 0.5)
         return f"unknown key {place}" + (f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
     message = problem["msg"].removeprefix("Value error, ")
     # A whole section as the offending value says nothing more, and could hold what must not be printed.
-    return f"{place}: {message}" + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
+    return (
+        (f"{place}: " if place else "")
+        + message
+        + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
+    )
 
 
 def _known_keys(path: tuple[Any, ...]) -> list[str]:

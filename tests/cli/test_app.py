@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,25 @@ def test_the_job_can_be_rendered_as_a_trainjob_and_what_it_cannot_do_is_said(cli
     assert "pytorchjob" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--run-id", ""], "--run-id is empty"),
+        (["--kind", "local"], "--kind local is no job of a cluster: use pytorchjob or trainjob"),
+        (["--kind", "auto", "--num-nodes", "1"], "--kind auto is no job of a cluster"),
+        (["--image", "not an image"], "image 'not an image' has a space in it"),
+    ],
+)
+def test_a_job_that_no_cluster_would_take_is_not_rendered(refused, words, said):
+    assert said in refused(78, "render-job", *words)
+
+
+@pytest.mark.parametrize("option", ["--steps-image", "--trainer-image"])
+def test_an_image_with_a_space_is_not_compiled(refused, tmp_path, option):
+    assert f"{option} 'not one' has a space" in refused(78, "compile", "-o", tmp_path / "out", option, "not one")
+    assert not (tmp_path / "out").exists()
+
+
 def test_compiling_prints_what_it_wrote(cli, tmp_path):
     code, out, err = cli("compile", "-o", tmp_path / "new" / "folder", "--steps-image", "steps@sha256:0")
     assert code == 0, err
@@ -242,6 +262,30 @@ def test_converting_never_writes_over_anything(refused, source, tmp_path):
     (tmp_path / "there" / "own.txt").write_text("mine")
     assert "exists already: name a new folder" in refused(78, "convert", source, tmp_path / "there")
     assert [path.name for path in tmp_path.glob("there*/*")] == ["own.txt"]
+
+
+@pytest.mark.parametrize("out", ["data", "data/out", "link", "link/out"])
+def test_nothing_is_written_into_the_source(refused, source, tmp_path, out):
+    (tmp_path / "data").symlink_to(source)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    before = sorted(source.rglob("*"))
+    for words in (["validate", tmp_path / "data", "--out"], ["convert", tmp_path / "data"]):
+        said = refused(78, *words, tmp_path / out)
+        if words[0] == "validate" or "/" in out:
+            assert "would be written into the source" in said
+    assert sorted(source.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["out.report", "out.report/below", "out.parts"])
+def test_a_source_beside_the_output_is_not_swept_away(refused, source, tmp_path, name):
+    shutil.copytree(source, tmp_path / name)
+    assert "would be written into the source" in refused(78, "convert", tmp_path / name, tmp_path / "out")
+    assert len(list((tmp_path / name).rglob("*"))) == len(list(source.rglob("*")))
+
+
+def test_what_is_built_in_lies_apart_from_any_folder(cli, tmp_path):
+    answer(cli, "validate", "builtin:easy-vqa", "--limit", "5", "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_a_conversion_killed_between_its_last_files_ends_when_asked_again(cli, refused, source, tmp_path):
@@ -353,9 +397,9 @@ def test_a_conversion_that_breaks_leaves_no_data_set_and_goes_on_when_asked_agai
 
 def test_a_full_disk_is_called_one(refused, source, tmp_path, monkeypatch):
     monkeypatch.setattr("vqa_grpo.data.index.IndexWriter._flush", full)
-    assert "disk full while writing a file: free some space" in refused(
-        75, "validate", source, "--out", tmp_path / "out"
-    )
+    said = refused(75, "validate", source, "--out", tmp_path / "out")
+    assert "disk full while writing a file: free some space" in said
+    assert "--storage" not in said  # which is an option of run alone
     assert not (tmp_path / "out").exists()
 
 

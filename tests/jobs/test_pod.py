@@ -262,10 +262,34 @@ def test_overrides_come_last_and_find_containers_variables_and_volumes_by_name()
     assert [entry["value"] for entry in only["env"] if entry["name"] == "LEVEL"] == ["debug"]
 
 
-@pytest.mark.parametrize("containers", [[{"image": "x"}], "none", None, ["pytorch"]])
+@pytest.mark.parametrize("containers", [[{"image": "x"}], "none", None, ["pytorch"], 3, {}, {"name": "pytorch"}])
 def test_overrides_that_lose_the_container_are_refused(containers: Any) -> None:
-    with pytest.raises(ConfigurationError, match="pytorch"):
+    with pytest.raises(ConfigurationError, match=r"job\.overrides: spec\.containers must be a list"):
         pod(overrides={"spec": {"containers": containers}})
+
+
+def test_a_container_that_only_prepares_is_not_the_one_that_trains() -> None:
+    with pytest.raises(ConfigurationError, match="the one that trains is pytorch"):
+        pod(overrides={"spec": {"containers": None, "initContainers": [{"name": "pytorch"}]}})
+
+
+@pytest.mark.parametrize("key", ["env", "volumeMounts"])
+@pytest.mark.parametrize("value", [3, "", {}, [3], [{"value": "x"}], {"name": "x"}, [None]])
+def test_what_is_merged_by_name_must_have_names(key: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"job\.overrides: pytorch\.{key} must be a list of things with a "):
+        pod(overrides={"spec": {"containers": [{"name": "pytorch", key: value}]}})
+
+
+@pytest.mark.parametrize("key", ["initContainers", "volumes"])
+def test_a_pods_own_lists_must_have_names_too(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"job\.overrides: spec\.{key} must be a list of things with a name"):
+        pod(overrides={"spec": {key: [3]}})
+
+
+@pytest.mark.parametrize("policy", ["Always", "OnFailure", 3])
+def test_a_pod_is_never_restarted_alone(policy: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"spec\.restartPolicy must be Never"):
+        pod(overrides={"spec": {"restartPolicy": policy}})
 
 
 def test_one_volume_can_be_mounted_twice() -> None:

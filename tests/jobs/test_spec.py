@@ -116,8 +116,8 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "num_nodes": st.integers(1, 99),
     "gpus_per_node": st.integers(0, 16),
     "processes_per_node": st.integers(0, 16),
-    "cpu": texts(config.Cpu),
-    "memory": texts(config.Bytes),
+    "cpu": texts(config.Cpu).filter(lambda text: text.strip("0.mkKMGTPi")),
+    "memory": texts(config.Bytes).filter(lambda text: text.strip("0.mkKMGTPi")),
     "shared_memory": texts(config.NoBytes),
     "ephemeral_storage": texts(config.NoBytes),
     "resources": st.dictionaries(texts(config.Label), texts(config.Amount), **few),
@@ -143,6 +143,8 @@ def test_what_the_configuration_lets_through_the_operator_takes(
 ) -> None:
     """Or the job itself refuses it in words: two that name one variable, one that the operator sets, a secret, what a
     TrainJob cannot say."""
+    if shared := options.get("shared_memory"):
+        options |= {"memory": shared} if shared.strip("0.kKMGTPi") else {}
     spec = JobSpec.from_config(job_name(RUN), RUN, "m", Job(launcher=kind, **options), image="i")
     try:
         manifest = kind_named(kind).build_manifest(spec)

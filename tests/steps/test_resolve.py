@@ -217,8 +217,17 @@ def test_what_cannot_work_is_refused_at_once_and_in_words(resolve, setting, word
     assert "\n" not in str(caught.value)
 
 
-def test_a_reward_of_the_user_s_own_is_left_to_the_trainer(resolve):
-    assert "my.module:reward" in resolve("rewards.functions=[format, 'my.module:reward']").config
+def test_a_reward_of_the_user_s_own_is_left_to_the_trainer_of_a_cluster(resolve):
+    setting = "rewards.functions=[format, 'my.module:reward']"
+    assert "my.module:reward" in resolve(setting, "job.launcher=pytorchjob").config
+
+
+def test_a_reward_of_the_user_s_own_is_looked_for_here_and_not_imported(resolve, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"no module my_rewards is found here: check it and PYTHONPATH"):
+        resolve("rewards.functions=['my_rewards:short']")
+    (tmp_path / "my_rewards.py").write_text("raise SystemExit('imported')")
+    assert "my_rewards:short" in resolve("rewards.functions=['my_rewards:short']").config
 
 
 def test_a_folder_that_is_no_data_set_is_told_from_a_damaged_one(tmp_path, resolve, source):

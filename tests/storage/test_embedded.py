@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import stat
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,20 @@ def test_data_and_keys_outlive_a_restart(tmp_path: Path, monkeypatch: pytest.Mon
     store._client.cache_clear()
     assert keys[0] == keys[1]
     assert stat.S_IMODE((folder / "keys").stat().st_mode) == 0o600
+
+
+@needs_weed
+def test_two_started_at_once_both_serve(tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=120)
+
+    def serve(name: str) -> str:
+        with embedded.serve(tmp_path / name) as environment:
+            both.wait()
+            assert not (tmp_path / name / "weed.log").read_text().count("address already in use")
+            return environment["AWS_ENDPOINT_URL"]
+
+    with ThreadPoolExecutor(2) as threads:
+        assert len(set(threads.map(serve, ("one", "other")))) == 2
 
 
 @needs_weed

@@ -462,8 +462,13 @@ def render_job(
     from vqa_grpo import jobs
     from vqa_grpo.components.images import TRAINER
     from vqa_grpo.config import load as configuration_of
+    from vqa_grpo.jobs.spec import KINDS
     from vqa_grpo.steps import training_job
 
+    if not run_id:
+        raise ConfigurationError("render-job: --run-id is empty: give the run's name, or leave it out")
+    if kind in ("auto", "local"):
+        raise ConfigurationError(f"--kind {kind} is no job of a cluster: use {' or '.join(KINDS)}")
     changes = [*(settings or []), f"job.num_nodes={num_nodes}", f"job.gpus_per_node={gpus_per_node}"]
     loaded = configuration_of(config, [*changes, *([f"job.launcher={kind}"] if kind else [])])
     job = training_job(loaded, run_id, "s3://BUCKET/PREFIX", "s3://BUCKET/DATA", loaded.model.base, image or TRAINER)

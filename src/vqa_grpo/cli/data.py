@@ -19,6 +19,7 @@ from vqa_grpo.config import load
 from vqa_grpo.contract.failure import ConfigurationError, DataError
 from vqa_grpo.data.source import Part
 from vqa_grpo.steps.data_plan import DataPlan, open_source
+from vqa_grpo.storage.store import normalise
 
 if TYPE_CHECKING:
     from vqa_grpo.data.convert import ConvertedData
@@ -65,6 +66,7 @@ def validate(plan: DataPlan, out: Path | None, shard: str, merge: int) -> DataRe
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return checks.validate(open_source(plan.data), plan.rules, Path(folder), plan.data.limit)
+    _check_apart(plan, out)
     source = open_source(plan.data)
     if shard:
         part = part_of(shard)
@@ -93,6 +95,7 @@ def convert(plan: DataPlan, out: Path, shard: str, merge: int, report: Path | No
         raise ConfigurationError("--shard and --merge need --report, the folder of the whole source's validation")
     out = _here(out)
     _check_free(out)
+    _check_apart(plan, out)
     part = part_of(shard) if shard else Part()
     source = open_source(plan.data)
     shares(plan.split_rule, [split for split, rows in source.rows.items() if rows])  # refused before the long work
@@ -133,6 +136,22 @@ def _check_free(out: Path) -> None:
     ours = (out / WORK).is_dir() or (out / CONVERSION).is_file()
     if not ours and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigurationError(f"{out} exists already: name a new folder")
+
+
+def _check_apart(plan: DataPlan, out: Path) -> None:
+    """Refuse to write where a source would take it for its own, or where a source would be swept away."""
+    from vqa_grpo.data.sources import BUILT_IN, hub
+
+    places = {Path(os.path.realpath(place)) for place in (out, _beside(out, REPORT_FOLDER), _beside(out, "parts"))}
+    for name in [part.source for part in plan.data.mix] or [plan.data.source]:
+        folder = name if name.startswith((BUILT_IN, hub.PREFIX)) else normalise(name)
+        if not os.path.isdir(folder):
+            continue
+        source = Path(os.path.realpath(folder))
+        for place in places:
+            swept = place.name != out.name and source.is_relative_to(place)
+            if place.is_relative_to(source) or swept:
+                raise ConfigurationError(f"{out} would be written into the source {name}: name a folder outside of it")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ def score_one(
     """The figures as a dictionary, and as a line for people."""
     if not references:
         raise ConfigurationError("score-steps: give at least one --reference, or --file")
+    _check(mode, encoder)
     (score,) = match_many([(steps, references, question)], mode=_mode(mode), encoder=encoder or None, order=order)
     if score is None:
         raise ConfigurationError("score-steps: every --reference is empty")
@@ -37,7 +38,7 @@ def score_one(
 def score_file(file: str, mode: str, encoder: str, order: bool) -> Iterator[Row]:
     """The figures of each row of a JSONL file, or of stdin for "-", with its `id` if it has one; null for a row without
     references. Raises as `read_rows` does, and DataError for a row that holds something else than texts."""
-    check(_mode(mode), encoder or None)
+    _check(mode, encoder)
     rows = ((row, _item(row, where)) for where, row in read_rows(file))
     while chunk := list(islice(rows, ROWS_PER_ROUND)):
         scores = match_many([item for _, item in chunk], mode=_mode(mode), encoder=encoder or None, order=order)
@@ -48,6 +49,13 @@ def score_file(file: str, mode: str, encoder: str, order: bool) -> Iterator[Row]
 
 def _figures(score: StepScore) -> dict[str, Any]:
     return asdict(score) | ({} if score.order is None else {"ordered_f1": score.ordered_f1})
+
+
+def _check(mode: str, encoder: str) -> None:
+    """Also where no text needs the encoder, so that a wrong name is not found out by the first one that does."""
+    if encoder and _mode(mode) == "lexical":
+        raise ConfigurationError("--mode lexical compares words: leave --encoder out")
+    check(_mode(mode), encoder or None)
 
 
 def _mode(name: str) -> Mode:

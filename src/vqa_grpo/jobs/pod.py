@@ -60,6 +60,8 @@ def template(spec: JobSpec, container: str, environment: Mapping[str, str] | Non
     """
     if not spec.image:
         raise ConfigurationError(f"job {spec.name} has no image: give the training image, best with its digest")
+    if re.search(r"\s", spec.image):
+        raise ConfigurationError(f"image {spec.image!r} has a space in it: give REPOSITORY@sha256:… or REPOSITORY:TAG")
     plain = {
         # Istio's sidecar outlives the container and breaks the rendezvous; which of the two it reads depends on its
         # version.
@@ -87,12 +89,16 @@ def merged(base: Any, change: Any, key: str = "") -> Any:
     if isinstance(base, Mapping) and isinstance(change, Mapping):
         kept = {name: value for name, value in base.items() if name not in change}
         return kept | {name: merged(base.get(name), value, name) for name, value in change.items() if value is not None}
-    identity = "mountPath" if key == "volumeMounts" else "name"
+    identity = _identity(key)
     if isinstance(base, list) and isinstance(change, list) and _all_have(identity, [*base, *change]):
         new = {item[identity]: item for item in change}
         old = [merged(item, new.pop(item[identity], {})) for item in base]
         return old + [merged({}, item) for item in new.values()]
     return merged({}, change) if isinstance(change, Mapping) else copy.deepcopy(change)
+
+
+def _identity(key: str) -> str:
+    return "mountPath" if key == "volumeMounts" else "name"
 
 
 def _all_have(key: str, items: list[Any]) -> bool:
@@ -201,11 +207,27 @@ def _labels(spec: JobSpec) -> dict[str, str]:
 
 
 def _containers(pod: Mapping[str, Any], own: str) -> list[Mapping[str, Any]]:
-    """All containers of a pod, whatever overrides made of it; ConfigurationError where ours is not among them."""
-    found = [*(pod.get("initContainers") or ()), *(pod.get("containers") or ())]
-    if not all(isinstance(each, Mapping) for each in found) or own not in [each.get("name") for each in found]:
+    """All containers of a pod, whatever overrides made of it; ConfigurationError where it could not train."""
+    if pod.get("restartPolicy", "Never") != "Never":
+        # A node restarted alone would wait for peers that wait for it.
+        raise ConfigurationError("job.overrides: spec.restartPolicy must be Never: leave it out, see job.max_restarts")
+    found = {key: _named(pod, key, "spec") for key in ("initContainers", "containers", "volumes")}
+    if own not in [each["name"] for each in found["containers"]]:
         raise ConfigurationError(f"job.overrides: spec.containers must be a list in which the one that trains is {own}")
-    return found
+    containers = [*found["initContainers"], *found["containers"]]
+    for each in containers:
+        for key in ("env", "volumeMounts"):
+            _named(each, key, each["name"])
+    return containers
+
+
+def _named(part: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:
+    """A list that is merged by name; ConfigurationError where it is none."""
+    items = [] if part.get(key) is None else part[key]
+    identity = _identity(key)
+    if not isinstance(items, list) or not _all_have(identity, items):
+        raise ConfigurationError(f"job.overrides: {where}.{key} must be a list of things with a {identity} each")
+    return items
 
 
 def _check_variable(name: str, value: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,12 +89,28 @@ def _self_contained(run: RunConfig) -> RunConfig:
 
 
 def _check_rewards(run: RunConfig) -> None:
-    """Refuse what can be known to fail before anything is converted; a user's own function is found by the trainer."""
+    """Refuse what can be known to fail before anything is converted; only the trainer imports a user's own function."""
     from vqa_grpo import jobs
     from vqa_grpo.rewards import registry
 
     given = {name: value for name, value in reward_options(run).items() if value is not None}
-    registry.check(given, local=jobs.place(run.job.launcher) == "local")
+    local = jobs.place(run.job.launcher) == "local"
+    registry.check(given, local=local)
+    for name in run.rewards.functions if local else ():
+        package = re.split(r"[.:]", name)[0]
+        if name not in registry.NAMES and not _is_found(package):
+            raise ConfigurationError(
+                f"rewards.functions: {name}: no module {package} is found here: check it and PYTHONPATH"
+            )
+
+
+def _is_found(package: str) -> bool:
+    """Whether the trainer, which looks in the working folder too, will find something of this name to import."""
+    try:
+        found = importlib.util.find_spec(package) is not None
+    except (ValueError, ImportError):  # loaded already, without saying from where
+        found = True
+    return found or Path(package).is_dir() or Path(f"{package}.py").is_file()
 
 
 def _check_metrics(run: RunConfig) -> None:

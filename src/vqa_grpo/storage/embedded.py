@@ -78,6 +78,9 @@ def _command(program: str, folder: Path, ports: dict[str, int]) -> list[str]:
         "-admin.ui=false",
         "-webdav=false",
         "-master.telemetry=false",
+        # Their catalogues listen at fixed ports, and a second server would die of it.
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
         *(f"-{name}.port={number}" for name, number in ports.items()),
     ]
 

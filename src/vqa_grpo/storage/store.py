@@ -111,9 +111,7 @@ def explain_os_error(error: OSError) -> StepError:
     """One line that names the file, where the system did, and what to do about it."""
     name = error.filename2 or error.filename  # a copy that fails names its source first
     if error.errno in _FULL:
-        return RetryError(
-            f"disk full while writing {name or 'a file'}: free some space, or choose another place with --storage"
-        )
+        return RetryError(f"disk full while writing {name or 'a file'}: free some space, or choose another place")
     if error.errno in _FORBIDDEN:
         return ConfigurationError(f"no permission to write {name or error}: choose a place you own, or mend its mode")
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):

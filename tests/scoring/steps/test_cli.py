@@ -60,11 +60,16 @@ def test_a_file_is_scored_line_by_line_with_the_default_encoder(tmp_path: Path) 
         (["--step", "a"], 78, "--reference"),
         ([*STEPS, "--mode", "fuzzy"], 78, "semantic, lexical, crystal"),
         (["--step", "a", "--file", "rows.jsonl"], 78, "not both"),
+        ([*STEPS, "--encoder", "/nowhere"], 78, "the encoder /nowhere is no folder with a sentence-transformers model"),
+        (["--reference", "a", "--encoder", "./nowhere"], 78, "the encoder ./nowhere is no folder"),
+        (["--file", "{folder}/empty.jsonl", "--encoder", "{folder}"], 78, "is no folder with"),
+        ([*STEPS, "--mode", "lexical", "--encoder", "/nowhere"], 78, "lexical compares words: leave --encoder out"),
         (["--file", "{folder}/bad.jsonl"], 65, "line 2: steps must be a list of strings"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"steps": [], "references": []}\n{"steps": "a"}\n', encoding="utf-8")
+    (tmp_path / "empty.jsonl").touch()
     done = score_steps(*(argument.format(folder=tmp_path) for argument in arguments))
     assert (done.returncode, done.stdout) == (code, "")
     assert message in done.stderr

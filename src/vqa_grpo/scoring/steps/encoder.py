@@ -115,6 +115,9 @@ def shared(name: str = DEFAULT_ENCODER) -> SentenceEncoder:
         return _shared.setdefault(name, SentenceEncoder(name))
 
 
+_MODEL_FILES = ("modules.json", "config.json")
+
+
 def require(name: str = DEFAULT_ENCODER) -> None:
     """Say now, cheaply, what a run would otherwise find out at its first reward; ConfigurationError with the fix."""
     if importlib.util.find_spec("sentence_transformers") is None:
@@ -124,6 +127,11 @@ def require(name: str = DEFAULT_ENCODER) -> None:
         )
     if name == DEFAULT_ENCODER:
         _packaged()
+    elif name.startswith(("/", ".")) and not any((Path(name) / file).is_file() for file in _MODEL_FILES):
+        raise ConfigurationError(
+            f"the encoder {name} is no folder with a sentence-transformers model ({' or '.join(_MODEL_FILES)}): "
+            "check the path"
+        )
 
 
 def _packaged() -> Path:
