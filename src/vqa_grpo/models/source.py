@@ -15,7 +15,7 @@ from vqa_grpo.contract.failure import ConfigurationError, RetryError, StepError
 from vqa_grpo.contract.layout import key_of
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.reading import FETCH_BYTES, File, list_files, open_file
-from vqa_grpo.storage.store import explain_os_error, is_remote, normalise
+from vqa_grpo.storage.store import is_remote, normalise
 from vqa_grpo.storage.transfer import Progress, nothing
 
 _HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
@@ -122,23 +122,17 @@ def _files_of(uri: str) -> list[File]:
 
 def _from_prefix(uri: str, cache: Path) -> Path:
     """A plain copy has no manifest: it is known by names, sizes and tags of its files."""
-    from filelock import FileLock
-
     files = _files_of(uri)
     final = cache / key_of(uri, [list(file) for file in files])
     if final.is_dir():
         return final
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_suffix(".lock")):
-            if not final.is_dir():
-                unfinished = final.with_suffix(".part")
-                unfinished.mkdir(exist_ok=True)
-                for file in files:
-                    _download(uri, file, unfinished / file.name)
-                unfinished.rename(final)
-    except OSError as error:
-        raise explain_os_error(error) from error
+    with publish.turn(final.with_suffix(".lock")):
+        if not final.is_dir():
+            unfinished = final.with_suffix(".part")
+            unfinished.mkdir(exist_ok=True)
+            for file in files:
+                _download(uri, file, unfinished / file.name)
+            unfinished.rename(final)
     return final
 
 

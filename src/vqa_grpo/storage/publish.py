@@ -150,7 +150,7 @@ def fetch(uri: str, cache: Path, progress: Progress = nothing) -> Path:
     final = cache / published.digest
     if final.is_dir():
         return final
-    with _turn(cache / f"{published.digest}.lock"):
+    with turn(cache / f"{published.digest}.lock"):
         if final.is_dir():
             return final
         work = cache / f"{published.digest}.part"
@@ -171,7 +171,7 @@ def fetch(uri: str, cache: Path, progress: Progress = nothing) -> Path:
 
 
 @contextmanager
-def _turn(path: Path) -> Iterator[None]:
+def turn(path: Path) -> Iterator[None]:
     """Wait until no other process of this machine is between here and the end; leaves nothing behind."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
