@@ -13,14 +13,12 @@ from vqa_grpo.components.register_model import register_model
 from vqa_grpo.components.resolve_source import resolve_source
 from vqa_grpo.components.train_model import train_model
 from vqa_grpo.components.validate_dataset import validate_dataset
-from vqa_grpo.jobs.spec import SECRETS, SETTINGS, SETTINGS_MAP
+from vqa_grpo.jobs.spec import LEAVE_ALONE, SECRETS, SETTINGS, SETTINGS_MAP
 from vqa_grpo.steps.notice import URL
 
 RETRIES = 2  # a run on one's own machine sets 0 before it imports a pipeline: there the person retries
 HOUR, DAY = 3600, 86_400
 NOTIFY_SECRET = "vqa-grpo-notify"  # noqa: S105 - its name
-# Autoscalers move pods for the sake of packing; a launcher's retry finds its job again, but there are few retries.
-_LEAVE_ALONE = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 
 
 def resolve(parameters: dict[str, Any]) -> dsl.PipelineTask:
@@ -82,7 +80,7 @@ def _large(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 def _launcher(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """A task that waits for a job. How long is the job's to say: a timeout here could end a job that is at work."""
-    for name, value in _LEAVE_ALONE.items():
+    for name, value in LEAVE_ALONE.items():
         kubernetes.add_pod_annotation(task, name, value)
     return _placed(task.set_caching_options(False), cpu=("500m", "2"), memory=("1Gi", "4Gi"))
 

@@ -313,9 +313,14 @@ def evicted(cluster: Cluster, pod: dict[str, Any]) -> None:
     pod["status"] |= {"reason": "Evicted", "message": message, "conditions": [condition]}
 
 
-def event(cluster: Cluster, pod: Mapping[str, Any], reason: str, message: str) -> None:
-    name = f"{pod['metadata']['name']}.{reason.lower()}"
-    involved = {"kind": "Pod", "namespace": NAMESPACE, "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
+def event(cluster: Cluster, thing: Mapping[str, Any], reason: str, message: str, kind: str = "Pod") -> None:
+    name = f"{thing['metadata']['name']}.{reason.lower()}"
+    involved = {
+        "kind": kind,
+        "namespace": NAMESPACE,
+        "name": thing["metadata"]["name"],
+        "uid": thing["metadata"]["uid"],
+    }
     cluster.put(
         "events",
         {

@@ -22,6 +22,7 @@ from fake_operator import (
     Operator,
     Script,
     Step,
+    event,
     evicted,
     exits,
     image_missing,
@@ -155,7 +156,7 @@ def test_every_call_may_fail_the_first_time(
     assert printed(capsys.readouterr().out) == LINES
 
 
-@pytest.mark.parametrize("status", [Reset, 429, 503])
+@pytest.mark.parametrize("status", [503, *(pytest.param(each, marks=pytest.mark.full) for each in (Reset, 429))])
 def test_an_api_that_stays_away_ends_the_step_and_a_retry_finds_the_job_again(cluster: Cluster, status: int) -> None:
     play(cluster)
     cluster.trouble = lambda call: Trouble(status) if call.number > 5 else None
@@ -264,7 +265,13 @@ WAITS: list[Step] = [running, says("one"), running]
 PEER = said("retry", "Connection closed by peer", 2, peer=True)
 
 
-@pytest.mark.parametrize(("code", "reason"), [(78, "configuration"), (65, "data"), (70, "internal")])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (78, "configuration"),
+        *(pytest.param(*each, marks=pytest.mark.full) for each in ((65, "data"), (70, "internal"))),
+    ],
+)
 def test_the_pod_at_fault_gives_the_verdict_whichever_ends_first(cluster: Cluster, code: int, reason: str) -> None:
     at_fault = [*WAITS, exits(code, said(reason, "the cause", 1))]
     follows = [*WAITS, exits(75, PEER)]
@@ -357,6 +364,39 @@ def test_pods_that_linger_of_a_job_of_the_same_name_are_not_this_jobs(
 # --- pods that do not start ---------------------------------------------------------------------------------------
 
 
+def test_a_job_whose_workers_cannot_be_made_is_deleted(cluster: Cluster) -> None:
+    """As with a quota: the master runs, and so does the job by its operator's word."""
+    operator = play(cluster, master=[running])
+    tick = cluster.on_call
+
+    def refuse(call: Call) -> None:
+        tick(call)
+        cluster.remove("pods", f"{names(0)[0]}-worker-0")
+        for job in cluster.read("pytorchjobs"):
+            event(cluster, job, "FailedCreatePod", "exceeded quota", "PyTorchJob")
+
+    cluster.on_call = refuse
+    error = fails(operator, spec(queue_timeout_seconds=120))
+    assert (error.reason, "exceeded quota" in str(error)) == (FailureReason.RETRY, True)
+    assert cluster.read("pytorchjobs") == []
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"), [("timeout_seconds", FailureReason.CANCELLED), ("image", FailureReason.CONFIGURATION)]
+)
+def test_a_job_deleted_for_good_is_not_made_again_by_the_step_s_next_try(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str, reason: FailureReason
+) -> None:
+    operator = play(cluster, master=[image_missing() if why == "image" else unschedulable()], worker=[running])
+    pipeline_run(cluster, False)
+    monkeypatch.setenv("KFP_POD_NAME", "us")
+    job = spec(status_uri=str(tmp_path), timeout_seconds=7200 if why == "image" else 120)
+    said = {str(fails(operator, job)) for _ in range(3)}
+    assert len(said) == 2  # the first, and the first with a word on how to have another try
+    assert fails(operator, job).reason is reason
+    assert cluster.created == names(0)
+
+
 @pytest.mark.parametrize("limit", ["queue_timeout_seconds", "timeout_seconds"])
 def test_a_job_that_never_gets_its_nodes_is_deleted(
     cluster: Cluster, capsys: pytest.CaptureFixture[str], limit: str
@@ -369,7 +409,13 @@ def test_a_job_that_never_gets_its_nodes_is_deleted(
     assert cluster.read("pytorchjobs") == []
 
 
-@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "ImagePullBackOff",
+        *(pytest.param(each, marks=pytest.mark.full) for each in ("ErrImagePull", "InvalidImageName")),
+    ],
+)
 def test_an_image_that_is_not_there_is_a_matter_of_configuration(
     cluster: Cluster, capsys: pytest.CaptureFixture[str], reason: str
 ) -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,8 +33,9 @@ from scripted import (
     waiting_pod,
 )
 
-from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError
+from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError, RetryError
 from vqa_grpo.contract.vitals import Failure
+from vqa_grpo.jobs import record
 from vqa_grpo.jobs.kubernetes_api import ApiError
 from vqa_grpo.jobs.spec import JobSpec, job_name
 from vqa_grpo.jobs.verdict import message
@@ -453,6 +455,25 @@ def test_a_job_with_a_pod_that_waits_is_not_started() -> None:
     assert fake.now == 60
 
 
+def test_a_job_whose_workers_cannot_be_made_is_not_started_though_its_master_runs() -> None:
+    fake = FakeCluster(RUNNING)
+    fake.pod_list = [pod(MASTER)]
+    about = {"kind": "PyTorchJob", "name": NAME}
+    fake.events = [{"involvedObject": about, "reason": "FailedCreatePod", "message": "exceeded quota"}]
+    error = verdict(fake, replace(SPEC, queue_timeout_seconds=60))
+    assert (fake.now, error.reason) == (60, FailureReason.RETRY)
+    assert "exceeded quota" in str(error)
+
+
+def test_a_running_job_whose_pods_cannot_be_listed_is_not_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(selector: str) -> list[dict[str, Any]]:
+        raise ApiError(403, "forbidden")
+
+    fake = FakeCluster(*[RUNNING] * 100, SUCCEEDED)
+    monkeypatch.setattr(fake, "pods", forbidden)
+    fake.run(replace(SPEC, queue_timeout_seconds=60))
+
+
 def test_time_in_the_queue_counts_anew_after_a_preemption() -> None:
     fake = FakeCluster(*[RUNNING] * 100, SUSPENDED)
     verdict(fake, replace(SPEC, queue_timeout_seconds=60))
@@ -678,3 +699,96 @@ def test_pods_that_cannot_be_listed_at_first_still_give_the_reason(monkeypatch: 
 
     monkeypatch.setattr(fake, "pods", flaky)
     assert verdict(fake).reason is FailureReason.DATA
+
+
+# --- word of a failure --------------------------------------------------------------------------------------------
+
+
+def in_storage(folder: Path, **changes: Any) -> JobSpec:
+    return replace(SPEC, status_uri=str(folder), **changes)
+
+
+def test_a_job_that_was_deleted_for_good_is_not_made_anew_when_its_step_is_tried_again(
+    in_kfp: FakeCluster, tmp_path: Path
+) -> None:
+    """Kubeflow retries a failed step whatever its exit code."""
+    first = verdict(in_kfp, in_storage(tmp_path))
+    assert (first.reason, in_kfp.created) == (FailureReason.CANCELLED, [NAME])
+    for _ in range(2):
+        again = verdict(in_kfp, in_storage(tmp_path))
+        assert (again.reason, in_kfp.created) == (FailureReason.CANCELLED, [NAME])
+        assert str(again).startswith(str(first))
+        assert str(again).count("tried before") == 1
+    assert f"delete {tmp_path}/failure.json" in str(again)
+    record.forget(str(tmp_path))
+    verdict(in_kfp, in_storage(tmp_path))
+    assert in_kfp.created == [NAME, NAME]
+
+
+def test_a_job_that_was_deleted_and_may_do_better_goes_on_with_what_is_left_of_its_time(
+    in_kfp: FakeCluster, tmp_path: Path
+) -> None:
+    in_kfp.scripts = [[CREATED]]
+    spec = in_storage(tmp_path, queue_timeout_seconds=2400)
+    assert verdict(in_kfp, spec).reason is FailureReason.RETRY
+    in_kfp.now += 5000.0  # which is nobody's time
+    error = verdict(in_kfp, spec)
+    assert (error.reason, in_kfp.now) == (FailureReason.CANCELLED, 2400 + 5000 + SPEC.timeout_seconds - 2400)
+    assert in_kfp.created == [NAME, NAME]
+
+
+def test_restarts_count_on_though_the_last_job_was_deleted(in_kfp: FakeCluster, tmp_path: Path) -> None:
+    second = PATIENT.next_attempt().name
+    in_kfp.scripts = [[RUNNING, FAILED], [CREATED]]
+    spec = in_storage(tmp_path, max_restarts=1, queue_timeout_seconds=60)
+    assert verdict(in_kfp, spec).reason is FailureReason.RETRY
+    assert in_kfp.created == [NAME, second]
+    del in_kfp.stored[NAME]  # its time to live is over
+    in_kfp.scripts = [[RUNNING, FAILED]]
+    assert "restarted 1 times" in str(verdict(in_kfp, spec))
+    assert in_kfp.created == [NAME, second, second]
+
+
+@pytest.mark.parametrize("other", ["run", "job", "no pipeline"])
+def test_another_run_or_another_job_is_not_held_to_it(
+    in_kfp: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    verdict(in_kfp, in_storage(tmp_path))
+    if other == "run":
+        in_kfp.pod_list[0]["metadata"]["ownerReferences"][0]["uid"] = "another"
+    elif other == "no pipeline":
+        monkeypatch.delenv("KFP_POD_NAME")
+    in_kfp.scripts = [[SUCCEEDED]]
+    in_kfp.run(in_storage(tmp_path, arguments=("--other",) if other == "job" else ()))
+    assert in_kfp.created == [NAME, NAME]
+
+
+def test_a_job_that_succeeds_takes_back_what_was_said_of_tries_before_it(tmp_path: Path) -> None:
+    fake = failing(failed_pod(MASTER, 75))
+    verdict(fake, in_storage(tmp_path))
+    left = record.read(str(tmp_path))
+    assert left is not None
+    assert (left.job, left.reason, left.deleted) == (NAME, FailureReason.RETRY, False)
+    fake = FakeCluster()
+    fake.run(in_storage(tmp_path))
+    assert record.read(str(tmp_path)) is None
+
+
+def test_a_store_that_is_away_costs_the_job_nothing(
+    in_kfp: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: Any) -> None:
+        raise RetryError("storage does not answer")
+
+    for call in ("read", "leave", "forget"):
+        monkeypatch.setattr(record, call, away)
+    assert verdict(in_kfp, in_storage(tmp_path)).reason is FailureReason.CANCELLED
+    in_kfp.scripts = [[SUCCEEDED]]
+    in_kfp.run(in_storage(tmp_path))
+    assert capsys.readouterr().out.count("storage does not answer") == 4
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]", "{}", '{"job": "x", "reason": "unheard of"}'])
+def test_a_record_of_other_code_is_none(tmp_path: Path, left: str) -> None:
+    (tmp_path / "failure.json").write_text(left)
+    assert record.read(str(tmp_path)) is None

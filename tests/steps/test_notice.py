@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from vqa_grpo import steps
+from vqa_grpo.contract.failure import FailureReason
+from vqa_grpo.contract.layout import step_uri
+from vqa_grpo.jobs import record
 from vqa_grpo.steps.notice import notice
-from vqa_grpo.storage.store import open_store
 
 
 class Chat(http.server.HTTPServer):
@@ -85,16 +87,12 @@ def test_people_are_told_though_nothing_can_be_written(
     assert [told["run"] for told in chat.heard] == ["bad"]
 
 
-def put_status(root: Path, job: str, node: int, **failure: Any) -> None:
-    told = {"kind": "status", "failure": failure or None}
-    open_store(str(root / "r" / job)).write(f"node-{node}.json", json.dumps(told).encode())
-
-
-def test_the_reason_is_the_pod_s_that_had_one_of_its_own(tmp_path: Path) -> None:
+def test_the_reason_is_the_launcher_s_and_the_next_try_is_not_held_to_it(chat: Chat, tmp_path: Path) -> None:
     assert notice("r", str(tmp_path), "FAILED")["reason"] == "see the log of the step that failed"
-    put_status(tmp_path, "status", 0, sentence="lost a peer", peer=True, time=1.0)
-    put_status(tmp_path, "status", 1, sentence="row 7 has no image", peer=False, time=2.0)
-    put_status(tmp_path, "status", 2)
-    assert notice("r", str(tmp_path), "FAILED", "task failed")["reason"] == "row 7 has no image"
-    put_status(tmp_path, "status-evaluate", 0, sentence="out of memory", peer=False, time=9.0)
-    assert notice("r", str(tmp_path), "FAILED", "task failed")["reason"] == "out of memory"
+    for job, sentence in (("status", "row 7 has no image"), ("status-evaluate", "out of memory")):
+        uri = step_uri(str(tmp_path), "r", job)
+        record.leave(uri, record.Record("j-a0", "hash", "w", True, 1.0, FailureReason.DATA, sentence))
+        assert notice("r", str(tmp_path), "FAILED", "task failed")["reason"] == sentence
+    steps.finish_run("r", str(tmp_path), "FAILED", "task failed")
+    assert [told["reason"] for told in chat.heard] == ["out of memory"]
+    assert record.read(uri) is None

@@ -7,13 +7,12 @@ import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError, StepError
-from vqa_grpo.jobs import limits, outcome
+from vqa_grpo.jobs import limits, outcome, record
 from vqa_grpo.jobs.kind import JobKind, JobState, kind_named
 from vqa_grpo.jobs.kubernetes_api import ApiError, ClusterApi, KubernetesApi, own_namespace
 from vqa_grpo.jobs.launcher import Launcher
@@ -61,12 +60,17 @@ def run(
             while failure := job.follow():
                 job.next_attempt(failure)
                 job.submit()
+        job.forget_failures()
     except Stopped as stopped:
         if stopped.kept:
             text = f"job {job.spec.name} left running: this pod is evicted, and the step's next try follows the job"
             raise JobError(text, FailureReason.RETRY) from None
-        job.delete_at_once()  # again: a create under way when the signal came may have landed after the first delete
-        raise JobError(f"job {job.spec.name} deleted: stopped by {stopped}", FailureReason.CANCELLED) from None
+        # Again: a create under way when the signal came may have landed after the first delete.
+        ended = "deleted" if job.delete_at_once() else "may still run, for it could not be deleted at once"
+        raise JobError(f"job {job.spec.name} {ended}: stopped by {stopped}", FailureReason.CANCELLED) from None
+    except StepError as failure:
+        job.leave(failure)
+        raise
     finally:
         job.close()
 
@@ -92,6 +96,8 @@ class _ClusterJob:
         self._since = limits.Since(clock())
         self._ours = False  # whether a job under this name may be deleted
         self._adopted = False
+        self._deleted = False  # by us, for it had had its time
+        self._told: StepError | None = None  # by the try before this one, and not to be told of anew
         self._failed_before = ""
         self._waits: Waiting | None = None
         self._born = ""  # when the job was created, as Kubernetes writes it
@@ -117,7 +123,31 @@ class _ClusterJob:
             self.spec = replace(self.spec, name=last["name"])
             same = (last.get("annotations") or {}).get(HASH_ANNOTATION) == self.spec.spec_hash
             self._ours = same and not last.get("deletionTimestamp")  # a signal may come before we have adopted it
-            self._since.began -= sum(self._seconds(job) for job in attempts.values())
+        had = sum(self._seconds(job) for job in attempts.values())
+        if (before := self._deleted_before()) and _attempt(before.job) >= _attempt(self.spec.name):
+            self.spec = replace(self.spec, name=before.job)
+            had = max(had, before.seconds)
+        self._since.began -= had
+
+    def _deleted_before(self) -> record.Record | None:
+        """What the step's try before this one deleted. Raises its verdict where another try would end alike."""
+        uri, workflow = self.spec.status_uri, self._launcher.workflow_uid
+        if not uri or not workflow:
+            return None
+        try:
+            found = record.read(uri)
+        except StepError as error:
+            self._once(f"whether this job failed before is not known: {error}")
+            return None
+        if not found or not found.deleted or (found.workflow, found.spec_hash) != (workflow, self.spec.spec_hash):
+            return None
+        if outcome.restartable(found.reason):
+            return found
+        text = (
+            f"{found.sentence}; so it was when this step was tried before: delete {uri}/{record.FILE} for another try"
+        )
+        self._told = JobError(text, found.reason)
+        raise self._told
 
     def _seconds(self, job: Mapping[str, Any]) -> float:
         """How long a job has run; what passed after its end, until somebody tried again, is not its time."""
@@ -266,18 +296,20 @@ class _ClusterJob:
         for pod, found in waits:
             self._complain(f"pod {pod['metadata']['name']} waits", found)
         started = state.phase == "running" and not pending
-        since.queued = None if started else _first(since.queued, now)
+        # The training operator calls a job running once its master is, whatever keeps workers from being made. Where
+        # no pod is seen at all, they cannot be listed.
+        complete = started and not 0 < len(pods) < self.spec.num_nodes
+        since.queued = None if complete else _first(since.queued, now)
         since.quiet = self._log.quiet_since if started and self._log.is_followed else None
         if limits.is_stalled(self.spec, since, now):
             since.quiet = self._log.look()  # it may be the stream that stands still
         broken = [found for _, found in waits if found.broken]
         since.broken = _first(since.broken, now) if broken else None
         since.slow = _first(since.slow, now) if any(outcome.has_node(pod) for pod in pending) else None
-        self._waits = None if started else next(iter([*broken, *(found for _, found in waits)]), self._waits)
+        self._waits = None if complete else next(iter([*broken, *(found for _, found in waits)]), self._waits)
         if now - self._looked_around >= _LOOK_AROUND_SECONDS:
             self._looked_around = now
-            # The training operator calls a job running once its master is, whatever keeps workers from being made.
-            if not started or len(pods) < self.spec.num_nodes:
+            if not complete:
                 self._say_warnings()
             if self._launcher.called_off():
                 self._delete()
@@ -304,6 +336,7 @@ class _ClusterJob:
         suspension."""
         if late := limits.overdue(self.spec, self._since, self._clock(), self._waits):
             self._delete()
+            self._deleted = True
             raise late
 
     def _delete(self) -> None:
@@ -353,6 +386,29 @@ class _ClusterJob:
             return []  # then its termination message has to do
         return [without_timestamp(line) for line in text.splitlines()]
 
+    # --- what is left in storage ----------------------------------------------------------------------------------
+
+    def leave(self, failure: StepError) -> None:
+        """Leave word of a failure for who comes later; a store that does not answer changes nothing."""
+        spec = self.spec
+        if not spec.status_uri or failure is self._told:
+            return
+        seconds = self._clock() - self._since.began
+        facts = (spec.name, spec.spec_hash, self._launcher.workflow_uid, self._deleted, seconds)
+        try:
+            record.leave(spec.status_uri, record.Record(*facts, failure.reason, str(failure)))
+        except StepError as error:
+            _say(f"no word of this failure in {spec.status_uri}: {error}")
+
+    def forget_failures(self) -> None:
+        """Of tries before the one that succeeded, or they would be told as the reason when a later step fails."""
+        if not self.spec.status_uri:
+            return
+        try:
+            record.forget(self.spec.status_uri)
+        except StepError as error:
+            _say(f"an earlier failure stays in {self.spec.status_uri}: {error}")
+
     # --- stop -----------------------------------------------------------------------------------------------------
 
     def let_go(self, number: int) -> bool:
@@ -363,10 +419,15 @@ class _ClusterJob:
         self.delete_at_once()
         return False
 
-    def delete_at_once(self) -> None:
+    def delete_at_once(self) -> bool:
+        """Delete the job if it is ours; whether it is gone for sure."""
         if self._ours:
-            with suppress(ApiError):
-                self._api.delete(self.spec.name, urgent=True)
+            try:
+                with missing_is_fine():
+                    self._api.delete(self.spec.name, urgent=True)
+            except ApiError:
+                return False
+        return True
 
     # --- small things ---------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ class Launcher:
     def __init__(self, api: ClusterApi, say: Callable[[str], None], pod: str = "") -> None:
         self._api, self._say, self._pod = api, say, pod
         self._workflow = ""
+        self.workflow_uid = ""  # stays, whatever we may read: a step is tried again under the same
         self.owner: dict[str, Any] | None = None
 
     def introduce(self, patiently: Patience) -> None:
@@ -60,7 +61,7 @@ class Launcher:
         for reference in metadata.get("ownerReferences") or ():
             if reference["kind"] == "Workflow":
                 owner = {key: reference[key] for key in ("apiVersion", "kind", "name", "uid")}
-                self._workflow = reference["name"]
+                self._workflow, self.workflow_uid = reference["name"], reference["uid"]
         # Not the controller: Kueue would take the job for a part of it. Not blocking: OpenShift asks for more rights.
         self.owner = {**owner, "controller": False, "blockOwnerDeletion": False}
 

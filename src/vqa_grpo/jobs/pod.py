@@ -11,6 +11,7 @@ from vqa_grpo.config import CACHE
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.jobs.spec import (
     HASH_ANNOTATION,
+    LEAVE_ALONE,
     MANAGED_BY,
     QUEUE_LABEL,
     RUN_LABEL,
@@ -67,7 +68,7 @@ def template(spec: JobSpec, container: str, environment: Mapping[str, str] | Non
         # version.
         "metadata": {
             "labels": {**_labels(spec), "sidecar.istio.io/inject": "false"},
-            "annotations": {"sidecar.istio.io/inject": "false"},
+            "annotations": {"sidecar.istio.io/inject": "false", **LEAVE_ALONE},
         },
         "spec": _pod(spec, container, environment or {}),
     }

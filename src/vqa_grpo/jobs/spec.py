@@ -29,6 +29,10 @@ RUN_LABEL = "vqa-grpo/run-id"
 HASH_ANNOTATION = "vqa-grpo/spec-hash"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
+# Autoscalers move pods for the sake of packing. A training pod takes the whole job back to its last checkpoint when it
+# goes; a launcher's next try finds its job again, but there are few tries.
+LEAVE_ALONE = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+
 # Variables that pods take from Kubernetes Secrets, and the Secret's name; the key is the variable's own name.
 # Every reference is optional: a cluster with instance roles has no such Secret.
 SECRETS: Mapping[str, str] = {
@@ -60,7 +64,8 @@ class JobSpec:
     `image`               what a pod runs in; ignored on this machine
     `processes_per_node`  one for each GPU, or any number on CPU
     `kind`                which resource of a cluster it becomes: pytorchjob or trainjob
-    `status_uri`          gets each node's last word as `node-N.json`; on a cluster only
+    `status_uri`          gets each node's last word as `node-N.json`, and the launcher's on a failure (`record.py`); on
+                          a cluster only
     `secrets`             variable → name of the Kubernetes Secret that holds it under the same key
 
     All others are settings of the configuration's `job` section, described there.

@@ -9,7 +9,7 @@ from vqa_grpo.contract.failure import ConfigurationError, StepError
 from vqa_grpo.contract.layout import step_uri
 from vqa_grpo.report.progress import announce
 from vqa_grpo.steps.data_plan import validation_uri
-from vqa_grpo.steps.notice import send_notice
+from vqa_grpo.steps.notice import forget_failures, send_notice
 from vqa_grpo.steps.shared import OPENED, TINY, UNRECORDED, check_run_id, found, result_of
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
@@ -49,6 +49,7 @@ def finish_run(run_id: str, root: str, status: str, said: str = "") -> str:
         finally:
             if status != "SUCCEEDED":
                 send_notice(run_id, root, status, said)
+                forget_failures(run_id, root)
     announce("finish", "finished")
     return report
 

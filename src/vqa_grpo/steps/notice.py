@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
-from typing import Any
 
 from vqa_grpo.contract.failure import StepError
 from vqa_grpo.contract.layout import step_uri
 from vqa_grpo.report.progress import announce
-from vqa_grpo.storage.store import open_store
 
 URL = "VQA_GRPO_NOTIFY_URL"  # a secret as a rule: who knows a webhook's address may write to it
+JOBS = ("status-evaluate", "status")  # where launchers of this run's jobs leave word
 _SECONDS = 10.0
 
 
 def send_notice(run_id: str, root: str, status: str, said: str = "") -> None:
     """Say that a run ended as `status` and why, where somebody asked to be told; never raises.
 
-    `said` is Kubeflow's own word. What a job's pods left behind in storage says more, and goes first.
+    `said` is Kubeflow's own word. What a launcher left in storage says more, and goes first.
     """
     url = os.environ.get(URL, "")
     if not url:
@@ -44,14 +43,24 @@ def notice(run_id: str, root: str, status: str, said: str = "") -> dict[str, str
 
 
 def _of_a_job(root: str, run_id: str) -> str:
-    """What the pods of the run's last job left behind: the one with a reason of its own before those that lost it."""
-    for job in ("status-evaluate", "status"):
+    """What the launcher of the job that failed left word of; of no other, for one that succeeds takes its word back."""
+    from vqa_grpo.jobs import record
+
+    for job in JOBS:
         try:
-            store = open_store(step_uri(root, run_id, job))
-            found: list[dict[str, Any]] = [json.loads(store.read(entry.name) or b"{}") for entry in store.entries()]
-        except (StepError, ValueError):
+            if found := record.read(step_uri(root, run_id, job)):
+                return found.sentence
+        except StepError:
             continue
-        failures = [each["failure"] for each in found if each.get("failure")]
-        if failures:
-            return str(min(failures, key=lambda failure: (failure["peer"], failure["time"]))["sentence"])
     return ""
+
+
+def forget_failures(run_id: str, root: str) -> None:
+    """Let whoever tries the failed step again, once the run is over, start anew: its cause may have been mended."""
+    from vqa_grpo.jobs import record
+
+    for job in JOBS:
+        try:
+            record.forget(step_uri(root, run_id, job))
+        except StepError as error:
+            announce("finish", "left word of a failure", why=str(error))
