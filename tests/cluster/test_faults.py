@@ -44,6 +44,11 @@ LINES = ["one", "two", "three"]
 Reset = 0
 
 
+def full(*values: Any) -> Any:
+    """A case of a test that runs with the long ones."""
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
 def spec(run: str = "run", **changes: Any) -> JobSpec:
     fields: dict[str, Any] = {"num_nodes": 2, "timeout_seconds": 7200, "max_restarts": 1} | changes
     return JobSpec(name=job_name(run), run_id=run, module="m", image="i", **fields)
@@ -156,7 +161,7 @@ def test_every_call_may_fail_the_first_time(
     assert printed(capsys.readouterr().out) == LINES
 
 
-@pytest.mark.parametrize("status", [503, *(pytest.param(each, marks=pytest.mark.full) for each in (Reset, 429))])
+@pytest.mark.parametrize("status", [503, full(Reset), full(429)])
 def test_an_api_that_stays_away_ends_the_step_and_a_retry_finds_the_job_again(cluster: Cluster, status: int) -> None:
     play(cluster)
     cluster.trouble = lambda call: Trouble(status) if call.number > 5 else None

@@ -590,8 +590,18 @@ def test_a_signal_while_our_own_job_is_being_adopted_deletes_it(call: str, monke
 def test_a_signal_before_the_job_is_known_to_be_ours_deletes_nothing() -> None:
     fake = at_the_first_pause(FakeCluster())
     fake.store(SPEC, RUNNING)["metadata"]["deletionTimestamp"] = "t"
-    verdict(fake)
+    assert "left alone" in str(verdict(fake))
     assert not fake.deleted
+
+
+def test_a_stop_whose_delete_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, urgent: bool = False) -> None:
+        raise ApiError(503, "etcd")
+
+    fake = at_the_first_pause(FakeCluster(RUNNING))
+    monkeypatch.setattr(fake, "delete", refuse)
+    error = verdict(fake)
+    assert (error.reason, "may still run" in str(error)) == (FailureReason.CANCELLED, True)
 
 
 @pytest.fixture
@@ -761,6 +771,13 @@ def test_another_run_or_another_job_is_not_held_to_it(
     in_kfp.scripts = [[SUCCEEDED]]
     in_kfp.run(in_storage(tmp_path, arguments=("--other",) if other == "job" else ()))
     assert in_kfp.created == [NAME, NAME]
+
+
+def test_who_launches_by_hand_may_try_again_as_they_like(tmp_path: Path) -> None:
+    fake = FakeCluster(RUNNING)
+    verdict(fake, in_storage(tmp_path))
+    verdict(fake, in_storage(tmp_path))
+    assert fake.created == [NAME, NAME]
 
 
 def test_a_job_that_succeeds_takes_back_what_was_said_of_tries_before_it(tmp_path: Path) -> None:

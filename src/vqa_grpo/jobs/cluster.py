@@ -66,8 +66,8 @@ def run(
             text = f"job {job.spec.name} left running: this pod is evicted, and the step's next try follows the job"
             raise JobError(text, FailureReason.RETRY) from None
         # Again: a create under way when the signal came may have landed after the first delete.
-        ended = "deleted" if job.delete_at_once() else "may still run, for it could not be deleted at once"
-        raise JobError(f"job {job.spec.name} {ended}: stopped by {stopped}", FailureReason.CANCELLED) from None
+        text = f"stopped by {stopped}: job {job.spec.name} {job.delete_at_once()}"
+        raise JobError(text, FailureReason.CANCELLED) from None
     except StepError as failure:
         job.leave(failure)
         raise
@@ -419,15 +419,16 @@ class _ClusterJob:
         self.delete_at_once()
         return False
 
-    def delete_at_once(self) -> bool:
-        """Delete the job if it is ours; whether it is gone for sure."""
-        if self._ours:
-            try:
-                with missing_is_fine():
-                    self._api.delete(self.spec.name, urgent=True)
-            except ApiError:
-                return False
-        return True
+    def delete_at_once(self) -> str:
+        """Delete the job if it is ours; what became of it."""
+        if not self._ours:
+            return "left alone"
+        try:
+            with missing_is_fine():
+                self._api.delete(self.spec.name, urgent=True)
+        except ApiError as error:
+            return f"may still run, for its deletion failed ({error}); the run's end sweeps it up"
+        return "deleted"
 
     # --- small things ---------------------------------------------------------------------------------------------
 
