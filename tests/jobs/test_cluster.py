@@ -37,7 +37,7 @@ from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobErro
 from vqa_grpo.contract.vitals import Failure
 from vqa_grpo.jobs import record
 from vqa_grpo.jobs.kubernetes_api import ApiError
-from vqa_grpo.jobs.spec import JobSpec, job_name
+from vqa_grpo.jobs.spec import HASH_ANNOTATION, JobSpec, job_name
 from vqa_grpo.jobs.verdict import message
 
 
@@ -98,6 +98,15 @@ def test_a_job_on_its_way_out_is_waited_for() -> None:
     assert fake.created == [NAME]
 
 
+def test_a_webhook_that_refuses_is_no_matter_of_rights() -> None:
+    fake = FakeCluster()
+    text = 'admission webhook "validator.trainjob" denied the request: TrainingRuntime not found'
+    fake.errors = [None, ApiError(403, text)]
+    with pytest.raises(ConfigurationError, match="was refused") as error:
+        fake.run()
+    assert "Role" not in str(error.value)
+
+
 @pytest.mark.parametrize(("status", "word"), [(403, "Role"), (404, "operator"), (422, "refused")])
 @pytest.mark.parametrize("calls_before", [0, 1])
 def test_a_refused_creation_says_what_to_do(status: int, word: str, calls_before: int) -> None:
@@ -121,6 +130,51 @@ def test_a_job_that_lost_a_node_is_run_again_as_a_whole() -> None:
     assert not fake.deleted
 
 
+def test_the_next_attempt_waits_for_the_last_checkpoints_of_the_one_before() -> None:
+    fake = FakeCluster(RUNNING, FAILED, then=(SUCCEEDED,))
+    fake.pod_list = [failed_pod(WORKER, 75), pod(MASTER)]  # the master has its grace
+
+    def end() -> None:
+        if fake.now >= 60:
+            fake.pod_list[1] = pod(MASTER, "Failed")
+
+    fake.on_sleep = end
+    fake.run(PATIENT)
+    assert fake.created == [NAME, job_name(RUN, 1)]
+    assert 60 <= fake.now < 60 + SPEC.grace_seconds
+
+
+def test_a_pod_that_never_goes_holds_the_next_attempt_up_for_its_grace_only() -> None:
+    fake = FakeCluster(RUNNING, FAILED, then=(SUCCEEDED,))
+    fake.pod_list = [failed_pod(WORKER, 75), pod(MASTER)]
+    fake.run(PATIENT)
+    assert SPEC.grace_seconds <= fake.now < 2 * SPEC.grace_seconds
+
+
+def test_the_next_attempt_would_rather_not_run_where_the_one_before_failed() -> None:
+    fake = FakeCluster(RUNNING, FAILED, then=(SUCCEEDED,))
+    on_a_bad_node = {**failed_pod(WORKER, 70), "spec": {"nodeName": "gpu-7"}}
+    its_peer = {**failed_pod(MASTER, 75, message=said("retry", "lost", 1, peer=True)), "spec": {"nodeName": "gpu-8"}}
+    fake.pod_list = [on_a_bad_node, its_peer]
+    fake.run(PATIENT)
+    made = [fake.stored[name]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"] for name in fake.created]
+    assert "affinity" not in made[0]
+    (preferred,) = made[1]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["preference"]["matchExpressions"] == [
+        {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["gpu-7"]}
+    ]
+    hashes = {job["metadata"]["annotations"][HASH_ANNOTATION] for job in fake.stored.values()}
+    assert len(hashes) == 1
+
+
+def test_a_job_that_hangs_is_run_again_like_one_that_lost_a_node() -> None:
+    fake = FakeCluster(RUNNING, then=(SUCCEEDED,))
+    fake.pod_list = [pod(MASTER)]
+    fake.logs[MASTER] = lines("step 1")
+    fake.run(replace(PATIENT, stall_timeout_seconds=300))
+    assert (fake.created, fake.deleted) == ([NAME, job_name(RUN, 1)], [NAME])
+
+
 def test_a_job_is_run_again_so_often_and_no_more() -> None:
     fake = FakeCluster(FAILED)
     error = verdict(fake, PATIENT)
@@ -130,7 +184,7 @@ def test_a_job_is_run_again_so_often_and_no_more() -> None:
 
 @pytest.mark.parametrize(("code", "reason"), [(78, "configuration"), (65, "data"), (137, "out_of_memory")])
 def test_what_would_fail_again_is_not_run_again(code: int, reason: str) -> None:
-    fake = failing(failed_pod(MASTER, code))
+    fake = failing(failed_pod(MASTER, code, reason="OOMKilled" if code == 137 else "Error"))
     assert verdict(fake, PATIENT).reason == reason
     assert fake.created == [NAME]
 
@@ -288,6 +342,49 @@ def test_a_pod_out_of_memory_is_told_apart() -> None:
     assert (error.reason, "job.memory" in str(error)) == (FailureReason.OUT_OF_MEMORY, True)
 
 
+@pytest.mark.parametrize(
+    ("code", "why"), [(137, "ContainerStatusUnknown"), (137, "Error"), (255, "Unknown"), (255, "Error")]
+)
+def test_a_container_that_was_ended_from_outside_is_worth_a_retry_and_no_cause(code: int, why: str) -> None:
+    lost = failed_pod(WORKER, code, at="0001-01-01T00:00:00Z", reason=why)
+    assert verdict(failing(lost)).reason is FailureReason.RETRY
+    cause = failed_pod(MASTER, 65, at="2026-01-01T00:00:09Z")
+    assert verdict(failing(lost, cause)).reason is FailureReason.DATA
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("Pod ephemeral local storage usage exceeds the total limit of containers 200Gi.", "ephemeral_storage"),
+        ('Container pytorch exceeded its local ephemeral storage limit "10Gi".', "ephemeral_storage"),
+        ('Usage of EmptyDir volume "shm" exceeds the limit "64Gi".', "shared_memory"),
+    ],
+)
+def test_a_pod_evicted_for_a_limit_of_its_own_would_be_so_again(text: str, option: str) -> None:
+    fake = failing(pod(WORKER, FAILED, reason="Evicted", message=text))
+    error = verdict(fake, PATIENT)
+    assert (error.reason, fake.created) == (FailureReason.CONFIGURATION, [NAME])
+    assert f"raise job.{option}" in str(error)
+
+
+def test_a_sidecar_among_the_init_containers_decides_nothing() -> None:
+    failed = failed_pod(MASTER, 78)
+    ended = {"exitCode": 143, "finishedAt": "2026-01-01T00:00:00Z"}
+    failed["status"]["initContainerStatuses"] = [{"name": "gcsfuse", "state": {"terminated": ended}}]
+    assert verdict(failing(failed)).reason is FailureReason.CONFIGURATION
+
+
+def test_workers_that_wait_for_the_master_in_vain_are_tried_again_and_are_no_cause() -> None:
+    status = [{"name": "init-pytorch", "state": {"terminated": {"exitCode": 1, "finishedAt": "2026-01-01T00:00:00Z"}}}]
+    ours = [{"name": "pytorch", "state": {"waiting": {"reason": "PodInitializing"}}}]
+    worker = pod(WORKER, FAILED, initContainerStatuses=status, containerStatuses=ours)
+    assert "pytorch-init-container-max-tries" in str(verdict(failing(worker)))
+    fake = failing(worker)
+    assert verdict(fake, PATIENT).reason is FailureReason.RETRY
+    assert len(fake.created) == 3
+    assert verdict(failing(worker, failed_pod(MASTER, 78))).reason is FailureReason.CONFIGURATION
+
+
 def test_the_first_pod_to_fail_decides_for_its_peers_only_followed() -> None:
     late = failed_pod(MASTER, 70, "2026-01-01T00:00:09Z")
     first = failed_pod(WORKER, 65, "2026-01-01T00:00:05Z")
@@ -329,6 +426,33 @@ def test_pods_that_linger_of_a_job_of_the_same_name_say_nothing_of_this_one() ->
     own["metadata"]["creationTimestamp"] = "1970-01-01T00:16:40+00:00"
     fake.pod_list = [left, own]
     assert verdict(fake).reason is FailureReason.DATA
+
+
+def test_a_job_s_own_pods_are_known_by_their_owner_whatever_the_clocks_say() -> None:
+    fake = FakeCluster(RUNNING, FAILED)
+    job = fake.store(SPEC, created=100.0)
+    job["metadata"]["uid"] = "1"
+    for code, uid, at in ((65, "1", "1970-01-01T00:01:39Z"), (78, "0", "1970-01-01T00:01:41Z")):
+        failed = failed_pod(f"{NAME}-worker-{code}", code)
+        owner = {"kind": "PyTorchJob", "name": NAME, "uid": uid}
+        failed["metadata"] |= {"creationTimestamp": at, "ownerReferences": [owner]}
+        fake.pod_list.append(failed)
+    assert verdict(fake).reason is FailureReason.DATA
+
+
+def test_a_role_that_is_applied_anew_does_not_end_a_job_that_is_followed() -> None:
+    fake = FakeCluster(RUNNING, SUCCEEDED)
+    fake.on_sleep = lambda: fake.errors.append(ApiError(403, "RBAC: role not found")) if fake.now < 60 else None
+    fake.run()
+    assert fake.now > 60
+
+
+def test_a_role_that_is_gone_for_good_ends_it() -> None:
+    fake = FakeCluster(RUNNING)
+    fake.on_sleep = lambda: fake.errors.append(ApiError(403, "RBAC: role not found"))
+    with pytest.raises(ConfigurationError, match="Role"):
+        fake.run()
+    assert 120 <= fake.now < 300
 
 
 def test_a_job_that_disappears_is_worth_a_retry() -> None:
@@ -487,6 +611,51 @@ def test_an_image_that_cannot_be_pulled_does_not_hold_its_nodes_for_long() -> No
     assert (fake.deleted, error.reason) == ([NAME], FailureReason.CONFIGURATION)
     assert "unauthorized" in str(error)
     assert fake.now < 1000
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        'pods "x" is forbidden: violates PodSecurity "restricted:latest"',
+        "unable to validate against any security context constraint",
+        'admission webhook "policy.example" denied the request',
+    ],
+)
+def test_pods_that_the_cluster_does_not_let_in_are_not_waited_for_long(why: str) -> None:
+    fake = FakeCluster(RUNNING)
+    fake.pod_list = [pod(MASTER)]
+    about = {"kind": "PyTorchJob", "name": NAME}
+    fake.events = [{"involvedObject": about, "reason": "FailedCreatePod", "message": why}]
+    error = verdict(fake, replace(SPEC, timeout_seconds=86_400))
+    assert (fake.deleted, error.reason) == ([NAME], FailureReason.CONFIGURATION)
+    assert (why in str(error), fake.now < 1000) == (True, True)
+
+
+def test_pods_that_were_let_in_after_all_are_waited_for() -> None:
+    fake = FakeCluster(*[RUNNING] * 400, SUCCEEDED)
+    fake.pod_list = [pod(MASTER)]
+    about = {"kind": "PyTorchJob", "name": NAME}
+    fake.events = [{"involvedObject": about, "reason": "FailedCreatePod", "message": "violates PodSecurity"}]
+
+    def let_in() -> None:
+        if fake.now > 600 and len(fake.pod_list) == 1:
+            fake.pod_list.append(pod(WORKER, "Pending"))
+
+    fake.on_sleep = let_in
+    fake.run(replace(SPEC, timeout_seconds=86_400))
+
+
+def test_nodes_that_come_one_by_one_have_their_time_each() -> None:
+    fake = FakeCluster(CREATED)
+    fake.pod_list = [pod(MASTER)]
+
+    def arrive() -> None:
+        """Each pulls its image for 20 minutes, one after the other."""
+        fake.pod_list[1:] = [{**pod(f"{NAME}-worker-{int(fake.now // 1200)}", "Pending"), "spec": {"nodeName": "n"}}]
+
+    fake.on_sleep = arrive
+    error = verdict(fake, replace(SPEC, timeout_seconds=20_000))
+    assert (error.reason, fake.now) == (FailureReason.CANCELLED, 20_000)
 
 
 def test_a_pod_that_has_a_node_and_does_not_start_does_not_hold_it_for_ever() -> None:

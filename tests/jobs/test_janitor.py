@@ -15,6 +15,7 @@ from vqa_grpo.jobs.pytorchjob import KIND
 from vqa_grpo.jobs.spec import job_name
 from vqa_grpo.jobs.trainjob import KIND as TRAINJOB
 
+OWNER = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow"}
 OTHER = replace(SPEC, name=job_name("other"), run_id="other")
 
 
@@ -41,6 +42,29 @@ def test_a_sweep_deletes_what_still_runs_of_one_run_only() -> None:
     fake.store(OTHER, RUNNING)
     assert sweep(fake) == [SPEC.next_attempt().name]
     assert sorted(fake.stored) == sorted([NAME, OTHER.name])
+
+
+@pytest.mark.parametrize(
+    ("owner", "phase", "goes"),
+    [("ours", "Running", True), ("another", "Running", False), ("another", "Succeeded", True), ("gone", "", True)],
+)
+def test_a_pipeline_run_leaves_alone_what_another_of_its_name_goes_on_with(
+    monkeypatch: pytest.MonkeyPatch, owner: str, phase: str, goes: bool
+) -> None:
+    fake = FakeCluster()
+    owned(fake, "Workflow", owner, uid=owner)
+    us = pod("us")
+    us["metadata"] |= {"uid": "p", "ownerReferences": [{**OWNER, "name": "ours", "uid": "ours"}]}
+    fake.pod_list = [us]
+    fake.workflows = {name: {"metadata": {"uid": name}, "status": {"phase": phase}} for name in ("ours", "another")}
+    monkeypatch.setenv("KFP_POD_NAME", "us")
+    assert sweep(fake) == ([NAME] if goes else [])
+
+
+def test_a_sweep_by_hand_asks_no_owner() -> None:
+    fake = FakeCluster()
+    owned(fake, "Workflow", "another")
+    assert sweep(fake) == [NAME]
 
 
 def test_a_sweep_waits_for_an_api_server_that_is_away() -> None:

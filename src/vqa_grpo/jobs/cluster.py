@@ -99,8 +99,10 @@ class _ClusterJob:
         self._deleted = False  # by us, for it had had its time
         self._told: StepError | None = None  # by the try before this one, and not to be told of anew
         self._failed_before = ""
+        self._avoided: tuple[str, ...] = ()  # nodes on which it failed
         self._waits: Waiting | None = None
-        self._born = ""  # when the job was created, as Kubernetes writes it
+        self._born = self._uid = ""  # when the job was created, and which it is, as Kubernetes writes it
+        self._kept_from_starting: dict[str, dict[str, float]] = {}  # how → pod → since when
         self._looked_around = clock()
         self._said: set[str] = set()
 
@@ -204,7 +206,7 @@ class _ClusterJob:
             raise ConfigurationError(
                 f"job {name} exists and is not this one (run {label}, spec {digest}): delete it, or start a new run"
             )
-        self._born = metadata.get("creationTimestamp", "")
+        self._born, self._uid = metadata.get("creationTimestamp", ""), metadata.get("uid", "")
         if state.phase == "failed":
             self._next_after(self._verdict(state), name)
             return False
@@ -235,11 +237,18 @@ class _ClusterJob:
         if failure.reason is FailureReason.INTERNAL and why == self._failed_before:
             raise JobError(f"{failure} (the same again after a restart)", failure.reason)
         self._failed_before = why
-        self._ours = self._adopted = False
-        self.spec = self.spec.next_attempt()
-        _say(f"{failure}; running it again as {self.spec.name}, restart {attempt + 1} of {self.spec.max_restarts}")
+        _say(f"{failure}; running it again, restart {attempt + 1} of {self.spec.max_restarts}")
+        self._wait_for_last_checkpoints()
+        self._ours = self._adopted = self._deleted = False
+        self.spec = replace(self.spec.next_attempt(), avoided_nodes=self._avoided)
         self._pause(RESTART_SECONDS)
         self._log = Log(self._api, _say, self._clock)
+
+    def _wait_for_last_checkpoints(self) -> None:
+        """Pods that were told to stop write a checkpoint first, which the next attempt is to go on from."""
+        until = self._clock() + self.spec.grace_seconds
+        while self._clock() < until and not all(outcome.is_over(pod) for pod in self._pods()):
+            self._pause(POLL_SECONDS)
 
     # --- follow ---------------------------------------------------------------------------------------------------
 
@@ -247,7 +256,8 @@ class _ClusterJob:
         """Follow the job to its end; why it failed, None when it succeeded."""
         while True:
             job = self._get()
-            self._born = job["metadata"].get("creationTimestamp", "")
+            metadata = job["metadata"]
+            self._born, self._uid = metadata.get("creationTimestamp", ""), metadata.get("uid", "")
             state = self._kind.state(job)
             self._announce(state)
             pods = self._pods()
@@ -256,14 +266,15 @@ class _ClusterJob:
                 self._log.finish(self._sleep)
                 return None if state.phase == "succeeded" else self._verdict(state)
             self._watch(state, pods)
-            self._check_time()
+            if stalled := self._check_time():
+                return stalled
             self._pause(POLL_SECONDS)
 
     def _get(self) -> dict[str, Any]:
         name = self.spec.name
         for _ in range(2):  # an operator that is being updated makes every job missing for a moment
             try:
-                return self._patiently(lambda: self._api.get(name), f"get job {name}")
+                return self._patiently(lambda: self._api.get(name), f"get job {name}", had_rights=self._ours)
             except ApiError as error:
                 if error.status != 404:
                     raise self._refused(error) from error
@@ -273,14 +284,22 @@ class _ClusterJob:
         raise JobError(f"job {name} was deleted behind our back", FailureReason.RETRY)
 
     def _pods(self) -> list[dict[str, Any]]:
-        """The job's pods; not those that are older, for a job of this name that was deleted leaves them their grace."""
+        """The job's pods; not those of a job of this name that was deleted, which have their grace."""
         name, selector = self.spec.name, self._kind.pod_selector(self.spec.name)
         try:
             found = self._patiently(lambda: self._api.pods(selector), f"list the pods of job {name}")
         except ApiError as error:
             self._once(f"pods of job {name} cannot be listed: {error}")
             return []
-        return [pod for pod in found if pod["metadata"].get("creationTimestamp", self._born) >= self._born]
+        return [pod for pod in found if self._is_ours(pod)]
+
+    def _is_ours(self, pod: Mapping[str, Any]) -> bool:
+        """By its owner; a TrainJob's pods belong to a Job in between, and then only older ones are not ours."""
+        metadata = pod["metadata"]
+        for owner in metadata.get("ownerReferences") or ():
+            if owner["kind"] == self._kind.title:
+                return bool(owner["uid"] == self._uid)
+        return bool(metadata.get("creationTimestamp", self._born) >= self._born)
 
     def _follow_log(self, pods: Sequence[Mapping[str, Any]]) -> None:
         for pod in pods:
@@ -304,8 +323,9 @@ class _ClusterJob:
         if limits.is_stalled(self.spec, since, now):
             since.quiet = self._log.look()  # it may be the stream that stands still
         broken = [found for _, found in waits if found.broken]
-        since.broken = _first(since.broken, now) if broken else None
-        since.slow = _first(since.slow, now) if any(outcome.has_node(pod) for pod in pending) else None
+        since.broken = self._longest("broken", [pod for pod, found in waits if found.broken])
+        since.slow = self._longest("slow", [pod for pod in pending if outcome.has_node(pod)])
+        since.refused = None if len(pods) >= self.spec.num_nodes else since.refused
         self._waits = None if complete else next(iter([*broken, *(found for _, found in waits)]), self._waits)
         if now - self._looked_around >= _LOOK_AROUND_SECONDS:
             self._looked_around = now
@@ -315,6 +335,13 @@ class _ClusterJob:
                 self._delete()
                 text = f"job {self.spec.name} deleted: its pipeline run was stopped"
                 raise JobError(text, FailureReason.CANCELLED)
+
+    def _longest(self, how: str, pods: Sequence[Mapping[str, Any]]) -> float | None:
+        """Since when the pod that has been so for longest has been so: nodes that come one by one start anew each."""
+        before, now = self._kept_from_starting.get(how, {}), self._clock()
+        names = [pod["metadata"]["name"] for pod in pods]
+        self._kept_from_starting[how] = {name: before.get(name, now) for name in names}
+        return min(self._kept_from_starting[how].values(), default=None)
 
     def _say_warnings(self) -> None:
         """What only events tell: a quota without room, a volume or Secret that is not there."""
@@ -329,15 +356,20 @@ class _ClusterJob:
                 continue  # of a job of this name before
             if found := outcome.complaint(event, self.spec.name):
                 self._complain(f"{event['involvedObject']['kind']} {event['involvedObject']['name']}", found)
-                self._waits = self._waits or found
+                self._waits = found if found.broken else self._waits or found
+                if found.broken:
+                    self._since.refused = _first(self._since.refused, self._clock())
 
-    def _check_time(self) -> None:
+    def _check_time(self) -> JobError | None:
         """Delete the job when it has had its time. The operator knows a deadline too, but counts anew after a
-        suspension."""
-        if late := limits.overdue(self.spec, self._since, self._clock(), self._waits):
+        suspension. Returns the failure of one that hung, for it may do better on other nodes, and raises any other."""
+        late = limits.overdue(self.spec, self._since, self._clock(), self._waits)
+        if late:
             self._delete()
             self._deleted = True
-            raise late
+            if not limits.is_stalled(self.spec, self._since, self._clock()):
+                raise late
+        return late
 
     def _delete(self) -> None:
         if not self._ours:
@@ -359,6 +391,8 @@ class _ClusterJob:
             _say(f"pod {pod.pod} failed ({pod.reason}): {pod.sentence}")
         if len(ended) > _PODS_SHOWN:
             _say(f"and {len(ended) - _PODS_SHOWN} more pods failed")
+        at_fault = [pod.node for pod in outcome.in_order(ended)[:1] if pod.node and not pod.peer]
+        self._avoided = tuple(dict.fromkeys([*self._avoided, *at_fault]))
         return outcome.failure(self.spec.name, state.message, ended)
 
     def _ended(self) -> list[Ended]:
@@ -367,7 +401,7 @@ class _ClusterJob:
         while True:
             pods = self._pods()
             ended = [found for pod in pods if (found := outcome.ended_badly(pod, self._kind.container))]
-            on_their_way = any((pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed") for pod in pods)
+            on_their_way = not all(outcome.is_over(pod) for pod in pods)
             if outcome.is_clear(ended) or not on_their_way or self._clock() >= until:
                 break
             self._pause(1.0)
@@ -447,6 +481,8 @@ class _ClusterJob:
         """An answer that no retry will change, in words."""
         jobs, spec = f"{self._kind.title}s", self.spec
         place = f"namespace {spec.namespace}" if spec.namespace else "the namespace"
+        if "admission webhook" in str(error):
+            return ConfigurationError(f"job {spec.name} was refused: {error}")
         if error.status in (401, 403):
             cure = "bind the launcher's Role there, or make room in its quota"
             return ConfigurationError(f"no right to run {jobs} in {place} ({error}): {cure}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError
 from vqa_grpo.jobs.kind import JobKind, kind_named
 from vqa_grpo.jobs.kubernetes_api import ApiError, ClusterApi, KubernetesApi, own_namespace
-from vqa_grpo.jobs.launcher import is_over
+from vqa_grpo.jobs.launcher import Launcher, is_over
 from vqa_grpo.jobs.patience import Patience, missing_is_fine
 from vqa_grpo.jobs.spec import KINDS, MANAGED_BY, RUN_LABEL, run_label
 
@@ -32,12 +34,15 @@ class Place:
 def sweep(
     run_id: str, namespace: str = "", places: Sequence[Place] = (), sleep: Callable[[float], None] = time.sleep
 ) -> list[str]:
-    """Delete what still runs of a pipeline run, whoever left it; the names of the jobs that were deleted.
+    """Delete what still runs of a run, whoever left it; the names of the jobs that were deleted.
 
-    Finished jobs hold nothing but their logs, which somebody may want to read; their time to live removes them.
+    Finished jobs hold nothing but their logs, which somebody may want to read; their time to live removes them. Called
+    in a pipeline's pod, it leaves alone what belongs to another pipeline run, of the same name, that goes on.
     """
     selector = f"{RUN_LABEL}={run_label(run_id)}"
-    return _Janitor(places or _everywhere(namespace), sleep).sweep(selector, lambda place, job: True)
+    janitor = _Janitor(places or _everywhere(namespace), sleep)
+    ours = janitor.own_workflow()
+    return janitor.sweep(selector, lambda place, job: janitor.may_go(place, job, ours))
 
 
 def sweep_orphans(
@@ -79,8 +84,21 @@ class _Janitor:
             raise JobError(trouble, FailureReason.RETRY)
         return deleted
 
+    def own_workflow(self) -> str:
+        """The uid of the Workflow whose pod this is; empty where it is none's, or nobody says."""
+        with suppress(ApiError, JobError):
+            launcher = Launcher(self._places[0].api, lambda _: None, os.environ.get("KFP_POD_NAME", ""))
+            launcher.introduce(self._patiently)
+            return launcher.workflow_uid
+        return ""
+
+    def may_go(self, place: Place, job: dict[str, Any], workflow: str) -> bool:
+        """Whether a job belongs to `workflow`, or to no other that goes on; without a `workflow`, always."""
+        owners = [owner["uid"] for owner in _owners(job) if owner["kind"] == "Workflow"]
+        return not workflow or not owners or workflow in owners or self.is_orphan(place, job)
+
     def is_orphan(self, place: Place, job: dict[str, Any]) -> bool:
-        owners = {owner["kind"]: owner for owner in job["metadata"].get("ownerReferences") or ()}
+        owners = {owner["kind"]: owner for owner in _owners(job)}
         for kind, read in (("Workflow", place.api.workflow), ("Pod", place.api.pod)):
             if kind not in owners:
                 continue
@@ -117,6 +135,10 @@ class _Janitor:
 
     def _call(self, call: Callable[[], Any], what: str) -> Any:
         return self._patiently(call, what, _PATIENCE_SECONDS)
+
+
+def _owners(job: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(job["metadata"].get("ownerReferences") or ())
 
 
 def _everywhere(namespace: str) -> list[Place]:

@@ -21,6 +21,7 @@ class Since:
     `queued`  not all of its nodes run
     `broken`  a pod has a node and cannot start there
     `slow`    a pod has a node and does not start, for whatever reason
+    `refused` a pod is not let into the cluster as it is
     `quiet`   running, and no new line in its log
     """
 
@@ -28,6 +29,7 @@ class Since:
     queued: float | None = None
     broken: float | None = None
     slow: float | None = None
+    refused: float | None = None
     quiet: float | None = None
 
 
@@ -35,6 +37,9 @@ def overdue(spec: JobSpec, since: Since, now: float, waits: Waiting | None = Non
     """The verdict on a job that has had its time, None while it has some left. `waits`: what keeps one of its pods."""
     job = f"job {spec.name} deleted"
     why = f" ({waits.text})" if waits else ""
+    if _over(since.refused, BROKEN_START_SECONDS, now):
+        text = f"{job}: its pods were refused for {BROKEN_START_SECONDS:.0f} s{why}: "
+        return JobError(f"{text}see Pod Security in manifests/README.md", FailureReason.CONFIGURATION)
     for began, seconds in ((since.broken, BROKEN_START_SECONDS), (since.slow, SLOW_START_SECONDS)):
         if _over(began, seconds, now):
             text = f"{job}: a pod has had a node for {seconds:.0f} s and could not start{why}: mend its image, Secrets "

@@ -21,10 +21,17 @@ _BROKEN = (
     *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"),
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
 )
+# What the kubelet says of a pod that went over a limit of its own, which it would do anywhere.
+_OWN_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit")
+_OPERATORS_INIT = "init-pytorch"  # what the training operator puts before every worker
+_FROM_OUTSIDE = (137, 255)  # the kubelet's SIGKILL or its ContainerStatusUnknown, and what is left when a node restarts
+_REFUSED = re.compile(r"violates PodSecurity|security context constraint|denied the request")  # at admission
+_UNKNOWN = "~"  # after every time stamp
 
 
 class Ended(NamedTuple):
-    """A pod that ended badly; `peer` when only for want of another pod. `lines` are its last, as far as it left any."""
+    """A pod that ended badly; `peer` when only for want of another pod. `lines` are its last, as far as it left any.
+    `at` and `node` are empty where nobody knows."""
 
     pod: str
     at: str
@@ -32,6 +39,7 @@ class Ended(NamedTuple):
     sentence: str
     peer: bool = False
     lines: Sequence[str] = ()
+    node: str = ""
 
 
 class Waiting(NamedTuple):
@@ -48,27 +56,14 @@ class Waiting(NamedTuple):
 
 def ended_badly(pod: Mapping[str, Any], container: str, log_tail: Sequence[str] = ()) -> Ended | None:
     """How a pod failed, None where it did not. `container` trains; `log_tail` is the end of its log, if it has one."""
-    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    status = pod.get("status") or {}
     if status.get("phase") == "Succeeded":
         return None
-    if lost := _lost(status):
-        # Evicted, preempted, or its node went away: nothing the job did, so another node may do.
-        return Ended(name, _ended_at(status, container), FailureReason.RETRY, lost, lines=log_tail)
-    for each in _containers(status, container):
-        ended = (each.get("state") or {}).get("terminated")
-        if not ended or ended["exitCode"] == 0:
-            continue
-        at, message = ended.get("finishedAt") or "", ended.get("message") or ""
-        if said := read_message(message):
-            since = datetime.fromtimestamp(said.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if said.time else at
-            text = f"rank {said.rank}: {said.sentence}" if said.rank else said.sentence
-            return Ended(name, since, said.reason, text, said.peer, log_tail or _lines_in(message))
-        lines = log_tail or message.splitlines()
-        if ended.get("reason") == "OOMKilled":
-            text = "out of memory (OOMKilled): raise job.memory"
-            return Ended(name, at, FailureReason.OUT_OF_MEMORY, text, lines=lines)
-        return Ended(name, at, reason_of(ended["exitCode"]), sentence(ended["exitCode"], lines), lines=lines)
-    return None
+    found = _lost(status, container) or _broken_off(status, container, log_tail)
+    if not found:
+        return None
+    name, node = pod["metadata"]["name"], (pod.get("spec") or {}).get("nodeName") or ""
+    return found._replace(pod=name, node=node, lines=log_tail or found.lines)
 
 
 def is_clear(ended: Iterable[Ended]) -> bool:
@@ -77,8 +72,9 @@ def is_clear(ended: Iterable[Ended]) -> bool:
 
 
 def in_order(ended: Iterable[Ended]) -> list[Ended]:
-    """Those that ended badly, the cause first: the pod that failed first, for the others only lost their peer."""
-    return sorted(ended, key=lambda pod: (pod.peer, pod.at, pod.reason in _UNSPECIFIC))
+    """Those that ended badly, the cause first: the pod that failed first, for the others only lost their peer. One of
+    which nobody knows when it ended comes last."""
+    return sorted(ended, key=lambda pod: (pod.peer, pod.at or _UNKNOWN, pod.reason in _UNSPECIFIC))
 
 
 def failure(job: str, message: str, ended: Sequence[Ended]) -> JobError:
@@ -109,7 +105,8 @@ def waiting(pod: Mapping[str, Any], container: str) -> Waiting | None:
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return Waiting(condition.get("reason") or "not scheduled", condition.get("message") or "")
-    for each in _containers(status, container):
+    inits, ours = _containers(status, container)
+    for each in [*inits, *ours]:
         state = (each.get("state") or {}).get("waiting") or {}
         if state.get("reason") not in _COMING:
             return Waiting(state["reason"], state.get("message") or "", state["reason"] in _BROKEN)
@@ -120,12 +117,17 @@ def has_node(pod: Mapping[str, Any]) -> bool:
     return bool((pod.get("spec") or {}).get("nodeName"))
 
 
+def is_over(pod: Mapping[str, Any]) -> bool:
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
 def complaint(event: Mapping[str, Any], job: str) -> Waiting | None:
     """What an event says against a job, its pods or its Kueue workload; None where it is about something else."""
     about = event.get("involvedObject") or {}
     name = about.get("name") or ""
     ours = name == job or name.startswith(f"{job}-") or (about.get("kind") == "Workload" and f"-{job}-" in name)
-    return Waiting(event.get("reason") or "", event.get("message") or "") if ours else None
+    message = event.get("message") or ""
+    return Waiting(event.get("reason") or "", message, bool(_REFUSED.search(message))) if ours else None
 
 
 def gist(text: str) -> str:
@@ -133,28 +135,83 @@ def gist(text: str) -> str:
     return re.sub(r"\d+", "#", text)
 
 
-def _lost(status: Mapping[str, Any]) -> str:
+def _lost(status: Mapping[str, Any], container: str) -> Ended | None:
+    """A pod that was evicted, preempted, or whose node went away: nothing the job did, so another node may do; except
+    that the kubelet also evicts what goes over a limit of its own."""
     disrupted = [
         each
         for each in status.get("conditions") or ()
         if each.get("type") == "DisruptionTarget" and each.get("status") == "True"
     ]
     if not disrupted and not (status.get("phase") == "Failed" and status.get("reason")):
-        return ""
+        return None
     first = disrupted[0] if disrupted else {}
     why = status.get("reason") or first.get("reason") or "disrupted"
-    return _line(f"{why}: {status.get('message') or first.get('message') or ''}").rstrip(": ")
+    text = _line(f"{why}: {status.get('message') or first.get('message') or ''}").rstrip(": ")
+    at = _ended_at(status, container) or first.get("lastTransitionTime") or ""
+    if _OWN_LIMIT.search(text):
+        text += ": raise job.shared_memory" if '"shm"' in text else ": raise job.ephemeral_storage"
+        return Ended("", at, FailureReason.CONFIGURATION, text)
+    return Ended("", at, FailureReason.RETRY, text)
 
 
-def _containers(status: Mapping[str, Any], container: str) -> list[dict[str, Any]]:
-    """Those whose end is the pod's end: init containers and ours, but no sidecar that something injected."""
+def _broken_off(status: Mapping[str, Any], container: str, log_tail: Sequence[str]) -> Ended | None:
+    """A pod whose container ended badly, by what that left behind."""
+    culprit = _culprit(status, container)
+    if not culprit:
+        return None
+    ended = culprit["state"]["terminated"]
+    at, message, code = _finished(ended), ended.get("message") or "", ended["exitCode"]
+    lines = log_tail or message.splitlines()
+    if said := read_message(message):
+        since = datetime.fromtimestamp(said.time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if said.time else at
+        text = f"rank {said.rank}: {said.sentence}" if said.rank else said.sentence
+        return Ended("", since, said.reason, text, said.peer, log_tail or _lines_in(message))
+    if ended.get("reason") == "OOMKilled":
+        return Ended("", at, FailureReason.OUT_OF_MEMORY, "out of memory (OOMKilled): raise job.memory", lines=lines)
+    if culprit["name"] == _OPERATORS_INIT:
+        text = (
+            f"{_OPERATORS_INIT} waited for the master in vain: where the master's image or node takes long, raise the "
+            "training operator's --pytorch-init-container-max-tries"
+        )
+        return Ended("", at, FailureReason.RETRY, text, peer=True, lines=lines)
+    if code in _FROM_OUTSIDE:  # our supervisor says so itself when a process of ours ended like that
+        text = f"ended from outside ({ended.get('reason') or 'killed'}, exit code {code})"
+        return Ended("", at, FailureReason.RETRY, text, lines=lines)
+    return Ended("", at, reason_of(code), sentence(code, lines), lines=lines)
+
+
+def _culprit(status: Mapping[str, Any], container: str) -> dict[str, Any] | None:
+    """The container that ended badly: ours, or an init container where ours never began. A sidecar decides nothing,
+    and since Kubernetes 1.29 those are among the init containers."""
+    inits, ours = _containers(status, container)
+    for each in ours:
+        if (each.get("state") or {}).keys() & {"terminated", "running"}:
+            return each if _code(each) else None
+    return next((each for each in inits if _code(each)), None)
+
+
+def _containers(status: Mapping[str, Any], container: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What came before ours, and ours; no sidecar that something injected."""
     ours = [c for c in status.get("containerStatuses") or () if c.get("name") == container]
-    return [*(status.get("initContainerStatuses") or ()), *ours]
+    return list(status.get("initContainerStatuses") or ()), ours
+
+
+def _code(container: Mapping[str, Any]) -> int:
+    """A container's exit code; 0 while it runs."""
+    return int(((container.get("state") or {}).get("terminated") or {}).get("exitCode") or 0)
 
 
 def _ended_at(status: Mapping[str, Any], container: str) -> str:
-    ends = ((c.get("state") or {}).get("terminated") or {} for c in _containers(status, container))
-    return min((end["finishedAt"] for end in ends if end.get("finishedAt")), default="")
+    inits, ours = _containers(status, container)
+    ends = [_finished((each.get("state") or {}).get("terminated") or {}) for each in [*inits, *ours]]
+    return min((end for end in ends if end), default="")
+
+
+def _finished(ended: Mapping[str, Any]) -> str:
+    """When a container ended; empty where the kubelet does not know and writes the year 1."""
+    at = str(ended.get("finishedAt") or "")
+    return "" if at.startswith("0001") else at
 
 
 def _lines_in(message: str) -> list[str]:

@@ -26,14 +26,16 @@ class Patience:
     def __init__(self, sleep: Callable[[float], None], clock: Callable[[], float], say: Callable[[str], None]) -> None:
         self._sleep, self._clock, self._say = sleep, clock, say
 
-    def __call__(self, call: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
+    def __call__(self, call: Callable[[], T], what: str, seconds: float = SECONDS, had_rights: bool = False) -> T:
+        """`had_rights`: that we may do this is known, so a refusal passes: a Role that is being applied anew."""
         pause, began = 1.0, self._clock()
         while True:
             try:
                 return call()
             except ApiError as error:
                 waited = self._clock() - began
-                if not error.transient or (error.status == 401 and waited >= _UNAUTHORIZED_SECONDS):
+                refused = error.status == 401 or (had_rights and error.status == 403)
+                if not (error.transient or refused) or (refused and waited >= _UNAUTHORIZED_SECONDS):
                     raise
                 if waited >= seconds:
                     text = f"{what}: the API server does not answer ({error}); what runs there may still run"

@@ -140,11 +140,21 @@ def _pod(spec: JobSpec, container: str, environment: Mapping[str, str]) -> dict[
     optional = {
         "tolerations": gpus + [dict(toleration) for toleration in spec.tolerations],
         "nodeSelector": dict(spec.node_selector),
+        "affinity": _affinity(spec.avoided_nodes),
         "priorityClassName": spec.priority_class,
         "serviceAccountName": spec.service_account,
         "imagePullSecrets": [{"name": name} for name in spec.image_pull_secrets],
     }
     return pod | {key: value for key, value in optional.items() if value}
+
+
+def _affinity(avoided: tuple[str, ...]) -> dict[str, Any]:
+    """Rather another node than one where this job failed: a node with broken GPUs is the one that is free again."""
+    if not avoided:
+        return {}
+    others = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(avoided)}
+    preferred = {"weight": 100, "preference": {"matchExpressions": [others]}}
+    return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preferred]}}
 
 
 def _volumes(spec: JobSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

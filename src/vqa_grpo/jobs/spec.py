@@ -16,7 +16,7 @@ NAME_LIMIT = 50  # the operator makes a Service `<job>-worker-<n>` for each work
 LABEL_LIMIT = 63
 _ATTEMPTS = 1000
 _NOT_HASHED = {
-    *("name", "namespace", "kind", "max_restarts", "on_eviction"),
+    *("name", "namespace", "kind", "max_restarts", "on_eviction", "avoided_nodes"),
     *("timeout_seconds", "queue_timeout_seconds", "stall_timeout_seconds"),
 }
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # DNS-1035: the job's name becomes the name of Services
@@ -67,6 +67,7 @@ class JobSpec:
     `status_uri`          gets each node's last word as `node-N.json`, and the launcher's on a failure (`record.py`); on
                           a cluster only
     `secrets`             variable → name of the Kubernetes Secret that holds it under the same key
+    `avoided_nodes`       where an attempt before this one failed; taken only when there are no others
 
     All others are settings of the configuration's `job` section, described there.
     """
@@ -103,6 +104,7 @@ class JobSpec:
     stall_timeout_seconds: int = 0
     max_restarts: int = 0
     on_eviction: Literal["keep", "delete"] = "keep"
+    avoided_nodes: tuple[str, ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
