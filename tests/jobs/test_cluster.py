@@ -165,6 +165,10 @@ def test_the_next_attempt_would_rather_not_run_where_the_one_before_failed() -> 
     ]
     hashes = {job["metadata"]["annotations"][HASH_ANNOTATION] for job in fake.stored.values()}
     assert len(hashes) == 1
+    fake = FakeCluster(RUNNING, FAILED, then=(SUCCEEDED,))
+    fake.pod_list = [its_peer]  # that another is to blame does not say which
+    fake.run(PATIENT)
+    assert "affinity" not in str(fake.stored[job_name(RUN, 1)])
 
 
 def test_a_job_that_hangs_is_run_again_like_one_that_lost_a_node() -> None:

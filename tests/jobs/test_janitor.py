@@ -64,6 +64,7 @@ def test_a_pipeline_run_leaves_alone_what_another_of_its_name_goes_on_with(
 def test_a_sweep_by_hand_asks_no_owner() -> None:
     fake = FakeCluster()
     owned(fake, "Workflow", "another")
+    fake.workflows = {"another": {"metadata": {"uid": "1"}, "status": {"phase": "Running"}}}
     assert sweep(fake) == [NAME]
 
 
