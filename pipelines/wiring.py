@@ -18,6 +18,9 @@ from vqa_grpo.steps.notice import URL
 
 RETRIES = 2  # a run on one's own machine sets 0 before it imports a pipeline: there the person retries
 HOUR, DAY = 3600, 86_400
+# How long after a step's first start Argo may start it again; what was started again by then it stops. Kubeflow's own
+# choice is an hour (kubeflow/pipelines#14245); a job may take as long as its configuration says, and nobody a year.
+RETRIED_FOR = f"{365 * DAY}s"
 NOTIFY_SECRET = "vqa-grpo-notify"  # noqa: S105 - its name
 
 
@@ -89,7 +92,10 @@ def _placed(task: dsl.PipelineTask, cpu: tuple[str, str], memory: tuple[str, str
     """What a task asks for and may use at most. Every step is safe to run twice: a lost node costs a retry only."""
     _connected(task).set_cpu_request(cpu[0]).set_cpu_limit(cpu[1])
     task.set_memory_request(memory[0]).set_memory_limit(memory[1])
-    return task.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0) if RETRIES else task
+    if not RETRIES:
+        return task
+    # `policy="Always"`, for pods that vanish too, once 2.18 is the least SDK and backend: src/vqa_grpo/jobs/README.md.
+    return task.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration=RETRIED_FOR)
 
 
 def _connected(task: dsl.PipelineTask) -> dsl.PipelineTask:

@@ -182,6 +182,19 @@ def test_a_lost_node_costs_a_retry_and_not_the_run(compiled):
         assert task.get("retryPolicy", {}).get("maxRetryCount", 0) == 2, name
 
 
+def test_a_step_is_tried_again_however_long_it_had_run(packaged):
+    """Argo counts from the first attempt's start. The tries that have an end must fit, and beside them any job."""
+    for path in packaged.values():
+        compiled = next(yaml.safe_load_all(path.read_text()))
+        deadlines = {name: pod.get("activeDeadlineSeconds", 0) for name, pod in on_the_platform(path).items()}
+        for name, task in work(compiled).items():
+            policy = task["retryPolicy"]
+            retried_for = int(policy["backoffMaxDuration"].removesuffix("s"))
+            tries = policy["maxRetryCount"] + 1
+            assert retried_for > tries * (int(deadlines[name]) + 3600), name
+            assert retried_for >= 365 * 86_400, name
+
+
 def test_no_task_installs_anything_when_it_starts(compiled):
     for name, container in containers(compiled).items():
         command = " ".join([*container["command"], *container["args"]])
