@@ -312,6 +312,17 @@ def _s3_errors(what: str) -> Iterator[None]:
         raise _explain(error.code, error.status, str(error), what, endpoint) from error
 
 
+# Refusals that a new pod may not meet: it may get another node, and gets the Secret as it is by then.
+_TOKEN = "the session token is wrong, or has run out"  # noqa: S105 - words
+_MAY_PASS = {
+    "RequestTimeTooSkewed": "this node's clock is wrong",
+    "InvalidAccessKeyId": "the access key is wrong, or was replaced since this process began",
+    "ExpiredToken": _TOKEN,
+    "InvalidToken": _TOKEN,
+    "InvalidTokenId": _TOKEN,
+}
+
+
 def _explain_client_error(error: Any, what: str, endpoint: str) -> StepError:
     code = error.response.get("Error", {}).get("Code", "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -323,6 +334,8 @@ def _explain(code: str, status: int, text: str, what: str, endpoint: str) -> Ste
         return ConfigurationError(f"no such bucket at {endpoint}: {what}; create it or mend the URI")
     if code in ("NoSuchKey", "404") or status == 404:
         return DataError(f"not found at {endpoint}: {what}")
+    if code in _MAY_PASS:
+        return RetryError(f"{endpoint} refuses access to {what} ({code}): {_MAY_PASS[code]}")
     if status in (401, 403):
         return ConfigurationError(f"{endpoint} refuses access to {what} ({code}): check the credentials and policy")
     return RetryError(f"S3 at {endpoint} failed on {what}: {text}")
