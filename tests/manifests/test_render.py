@@ -27,6 +27,7 @@ from checking import (
 )
 
 from vqa_grpo import __version__
+from vqa_grpo.config import Job
 from vqa_grpo.jobs import trainjob
 from vqa_grpo.jobs.kind import kind_named
 from vqa_grpo.jobs.pod import merged
@@ -367,6 +368,18 @@ def test_the_guides_own_kustomization_renders(tmp_path: Path) -> None:
         assert faults(thing) == []
     namespace = yaml.safe_load(example)["namespace"]
     assert {thing["metadata"]["namespace"] for thing in things} == {namespace}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_guides_override_takes_the_group_off_a_training_pod(kind: str) -> None:
+    """OpenShift gives a group of its own, and refuses a pod that names another."""
+    (example,) = re.findall(r"`job: (\{overrides: .*?fsGroup.*?)`", (MANIFESTS / "README.md").read_text())
+    overrides = Job.model_validate(yaml.safe_load(example)).overrides
+    with_group = replace(SPEC, cache_claim="vqa-grpo-models")
+    for spec, said in ((with_group, True), (replace(with_group, overrides=overrides), False)):
+        job = kind_named(kind).build_manifest(spec)
+        assert ("'fsGroup':" in str(job)) is said
+        assert faults(job) == []
 
 
 def test_every_overlay_and_component_is_in_the_guide() -> None:
