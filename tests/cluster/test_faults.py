@@ -166,7 +166,7 @@ def test_an_api_that_stays_away_ends_the_step_and_a_retry_finds_the_job_again(cl
     play(cluster)
     cluster.trouble = lambda call: Trouble(status) if call.number > 5 else None
     with pytest.raises(StepError) as error:
-        hasty.launch(spec())
+        hasty.launch(spec(), speed=1000)
     assert error.value.reason is FailureReason.RETRY
     cluster.trouble = lambda _call: None
     hasty.launch(spec())

@@ -9,7 +9,8 @@ from typing import TypeVar
 from vqa_grpo.contract.failure import FailureReason, JobError
 from vqa_grpo.jobs.kubernetes_api import ApiError
 
-SECONDS = 600.0  # how long the API server may be away; a running job does not need it
+# How long the API server may be away: a running job does not need it, and a step that fails may be the end of the run.
+SECONDS = 3600.0
 _UNAUTHORIZED_SECONDS = 120.0  # a token is replaced faster than this; longer, and nobody knows us
 _LONGEST_PAUSE = 30.0
 _LONGEST_WISH = 120.0  # of a server that says itself when to come back
