@@ -94,6 +94,12 @@ def alive(pid: int) -> bool:
         return False
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 # --- reasons ----------------------------------------------------------------------------------------------------------
 
 ERRORS = "from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, JobError, RetryError\n"
@@ -332,25 +338,54 @@ def test_a_reason_in_words_counts_more_than_a_peer_that_was_aborted_for_it() -> 
     assert verdict.cause(evidence).rank == 1
 
 
-def test_processes_that_never_find_each_other_are_worth_a_retry(bench: Bench) -> None:
+@pytest.mark.parametrize(("node", "text"), [(0, "1/2 clients joined"), (1, "trying to connect to (127.0.0.1")])
+def test_processes_that_never_find_each_other_are_worth_a_retry(bench: Bench, node: int, text: str) -> None:
     operator = {
         "PET_NNODES": "2",
-        "PET_NODE_RANK": "1",
+        "PET_NODE_RANK": str(node),
         "PET_NPROC_PER_NODE": "1",
         "PET_MASTER_ADDR": "127.0.0.1",
-        "PET_MASTER_PORT": "9",  # nobody listens there
+        "PET_MASTER_PORT": free_port(),  # nobody comes there
         "PET_RDZV_CONF": "timeout=1,read_timeout=1",
     }
     ended = bench.run("print('never')", **operator)
-    assert (ended.code, ended.said["reason"], ended.said["node"]) == (75, "retry", 1)
+    assert (ended.code, ended.said["reason"], ended.said["node"]) == (75, "retry", node)
     assert "find each other" in ended.said["sentence"]
+    assert text in ended.said["sentence"]
+
+
+EFFECTIVE = """
+import sys
+from torch.distributed.run import config_from_args, parse_args
+config, *_ = config_from_args(parse_args(sys.argv[1:]))
+print(config.rdzv_backend, config.rdzv_configs["timeout"])
+"""
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_a_node_waits_for_the_others_as_long_as_a_job_may_wait_for_nodes(
+    monkeypatch: pytest.MonkeyPatch, nodes: str
+) -> None:
+    for name, value in {"NNODES": nodes, "NODE_RANK": "0", "MASTER_ADDR": "m", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(f"PET_{name}", value)
+    work = Work("the_work")
+    python, _, torchrun, *words = supervisor.command(work)
+    assert torchrun == "torch.distributed.run"
+    environment = supervisor._environment(work)
+    done = subprocess.run([python, "-c", EFFECTIVE, *words], env=environment, capture_output=True, text=True)
+    backend, timeout = done.stdout.split()
+    assert backend == "static", done.stderr
+    assert int(timeout) >= 30 * 24 * 3600
+
+
+def test_processes_of_one_machine_keep_torchruns_own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PET_RDZV_CONF", raising=False)
+    assert "PET_RDZV_CONF" not in supervisor._environment(Work("the_work", processes=2))
 
 
 def test_two_nodes_tell_the_cause_from_the_peer_and_the_cause_ends_first(bench: Bench) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    operator = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+    operator = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1"}
+    operator["PET_MASTER_PORT"] = free_port()
     code = f"""
         {ERRORS.strip()}
         import os, pathlib, time

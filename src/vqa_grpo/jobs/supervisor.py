@@ -38,6 +38,9 @@ from vqa_grpo.jobs.worker import LINE
 GRACE_SECONDS = 45.0
 PEERS_SECONDS = 5.0  # what the others get to end by themselves once one rank has failed
 HANG_MARGIN_SECONDS = 20.0  # the backend's own timeout comes first, for it knows the collective
+# How long a node waits for the others, which a quota or an autoscaler may bring hours later: longer than any job, whose
+# own limits, timeout_seconds and queue_timeout_seconds, decide. torchrun's default is 15 minutes.
+RENDEZVOUS_SECONDS = 30 * 24 * 3600
 _TERMINATION_LOG = "/dev/termination-log"
 _STATUS_SECONDS = 10.0
 _TICK_SECONDS = 0.1
@@ -238,7 +241,7 @@ class _Run:
 
 def command(work: Work) -> list[str]:
     worker = ["-m", "vqa_grpo.jobs.worker", work.module, *work.arguments]
-    if work.processes is None and "PET_NNODES" in os.environ:
+    if _is_node(work):
         # No rendezvous flags: the operator sets PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and the rest.
         return [sys.executable, "-m", "torch.distributed.run", *worker]
     if (work.processes or 1) == 1:
@@ -247,9 +250,16 @@ def command(work: Work) -> list[str]:
     return [sys.executable, *torchrun, *worker]
 
 
+def _is_node(work: Work) -> bool:
+    """Whether this is one node of an operator's job."""
+    return work.processes is None and "PET_NNODES" in os.environ
+
+
 def _environment(work: Work) -> dict[str, str]:
     environment = {**os.environ, **work.environment}
     environment.setdefault("PYTHONUNBUFFERED", "1")
+    if _is_node(work):
+        environment.setdefault("PET_RDZV_CONF", f"timeout={RENDEZVOUS_SECONDS}")
     if "torch.distributed.run" in command(work):
         # One thread for each core in every process would be too many; torchrun does the same, with a long warning.
         environment.setdefault("OMP_NUM_THREADS", "1")
