@@ -51,7 +51,7 @@ def train(arguments: Arguments) -> Path:
     start, own = starting_point(arguments, layout)
 
     template = prompt.load(vqa.prompt_template)
-    dataset_folder = fetched(str(vqa.dataset_name), arguments)
+    dataset_folder = world.one_of_each_node_first(lambda: local_data(str(vqa.dataset_name)), "fetching the data set")
     rows = open_split(dataset_folder, template, vqa.train_split, arguments)
     evaluated = open_split(dataset_folder, template, vqa.eval_split, arguments) if grpo.eval_strategy != "no" else None
     questions = held_out(dataset_folder, template, arguments) if vqa.validate_every else None
@@ -63,8 +63,7 @@ def train(arguments: Arguments) -> Path:
 
     from vqa_grpo.training import policy, preflight
 
-    with transferring("download") as progress:
-        source = local_model(str(arguments.model.model_name_or_path), arguments.model.model_revision or "", progress)
+    source = world.one_of_each_node_first(lambda: base_model(arguments), "fetching the model")
     check_source(source, "--model_name_or_path")
     processor = policy.load_processor(source, vqa.min_pixels, vqa.max_pixels, arguments.model.model_revision)
     preflight.check(arguments, source=source, rows=rows, processor=processor)
@@ -96,7 +95,7 @@ def train(arguments: Arguments) -> Path:
         policy.merge(trainer, folder, processor, source, arguments)
     if trainer.is_world_process_zero():
         deliver(trainer, arguments, template, folder, found, time.monotonic() - began)
-    world.wait_for_first_rank()
+    world.meet("publishing the model")
     return folder
 
 
@@ -188,6 +187,7 @@ def learn(trainer: VQATrainer, start: Path | None, watch: Watch) -> None:
         keeper.finish()
         if watch.mlflow_run:
             watch.mlflow_run.finish(status)
+    world.meet("uploading a checkpoint")
     newest = checkpoints.newest_sealed(keeper.output_dir)
     if leave.requested:
         steps = [step for leads, step in checkpoints.gather((trainer.layout.leads, newest)) if leads]
@@ -241,15 +241,21 @@ def deliver(
         output.publish(vqa.publish_uri, folder, record, last)
 
 
-def fetched(name: str, arguments: Arguments) -> str:
+def local_data(name: str) -> str:
     """A local path for anything that is published in storage; any other name stays as it is."""
     from vqa_grpo.storage.publish import cache_folder, fetch, looks_published
 
     if not looks_published(name):
         return name
-    # The first process of each host fetches, and the others find it there.
-    with arguments.grpo.main_process_first(local=True, desc="fetch"), transferring("download") as progress:
+    with transferring("download") as progress:
         return str(fetch(name, cache_folder(), progress))
+
+
+def base_model(arguments: Arguments) -> str:
+    """The folder of the model that training starts from."""
+    name, revision = str(arguments.model.model_name_or_path), arguments.model.model_revision or ""
+    with transferring("download") as progress:
+        return local_model(name, revision, progress)
 
 
 def published_digest(name: str) -> str:
@@ -293,7 +299,7 @@ def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> tuple[Pa
     output_dir = Path(str(grpo.output_dir))
 
     def chosen(locations: list[str]) -> Path | None:
-        found = checkpoints.choose(locations, output_dir, layout)
+        found = checkpoints.choose(locations, output_dir, layout, gather_after_downloads)
         if found and grpo.process_index == 0:
             checkpoints.say_aloud(f"going on from {found}")
         return found
@@ -311,6 +317,12 @@ def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> tuple[Pa
     if own and grpo.process_index == 0:
         checkpoints.say_aloud("no checkpoint to go on from: starting from the beginning")
     return None, False
+
+
+def gather_after_downloads(own: Any) -> list[Any]:
+    """`checkpoints.gather`, entered once every rank is there: a checkpoint's download outlasts a collective."""
+    world.meet("fetching a checkpoint")
+    return checkpoints.gather(own)
 
 
 def check_steps_left(begun: int, arguments: Arguments) -> None:

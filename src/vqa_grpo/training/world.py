@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from datetime import timedelta
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
-_LONGEST = timedelta(days=1)
+from vqa_grpo.contract.failure import RetryError
+
+_LONGEST_SECONDS = 24 * 3600.0
+_LINE_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
+_meetings = itertools.count()
+T = TypeVar("T")
 
 
 def processes() -> int:
@@ -23,18 +32,43 @@ def in_group() -> bool:
     return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def wait_for_first_rank() -> None:
-    """The other ranks wait here until the first one comes, once in a run; a launcher ends them if it fails.
+def meet(what: str) -> None:
+    """Every rank waits here for all others, who may be `what` for hours; a launcher ends them if one fails.
 
-    Not in a collective: its timeout is made for training steps, and publishing a large model may take longer.
+    Not in a collective: its timeout is made for training steps, and moving a large model or data set may take longer.
+    The first rank says every minute that it waits, lest the job count as stalled. Raises RetryError after a day.
     """
     if not in_group():
         return
     import torch
 
     store = torch.distributed.distributed_c10d._get_default_store()
-    if torch.distributed.get_rank() == 0:
-        store.set("vqa_grpo/first_rank_is_done", "")
-    else:
-        store.wait(["vqa_grpo/first_rank_is_done"], _LONGEST)
+    rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    key = f"vqa_grpo/meeting-{next(_meetings)}"
+    here = store.add(key, 1)
+    began = said = time.monotonic()
+    pause = 0.01
+    while here < count:
+        time.sleep(pause)
+        pause = min(2 * pause, _LOOK_SECONDS)
+        here = store.add(key, 0)
+        now = time.monotonic()
+        if now - began > _LONGEST_SECONDS:
+            raise RetryError(f"{count - here} of {count} processes were {what} for a day: see in their logs why")
+        if rank == 0 and now - said >= _LINE_SECONDS:
+            said = now
+            print(f"{count - here} of {count} processes are still {what}", file=sys.stderr, flush=True)
     torch.distributed.barrier()  # the first may own the store, and must not leave with it too soon
+
+
+def one_of_each_node_first(work: Callable[[], T], what: str) -> T:
+    """What `work` gives: done by the first process of each node, and then, once all of these are done, by the others.
+
+    For what is fetched to a node's disk: who comes later finds it there. No rank goes on before every node has it,
+    so that none of them waits in a collective for a slower node's download.
+    """
+    first = not in_group() or int(os.environ.get("RANK") or 0) % processes_of_a_node() == 0
+    if first:
+        result = work()
+    meet(what)
+    return result if first else work()
