@@ -1,6 +1,8 @@
 import json
 import random
+import tracemalloc
 
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,6 +109,25 @@ def test_blind_level_does_not_depend_on_the_order_of_the_rows():
 def test_blind_level_keeps_questions_apart_that_offer_other_options():
     train = [row("which?", "A", options=["cat", "dog"])] * 3 + [row("which?", "B", options=["ox", "cow"])]
     assert blind_level(train, [row("which?", "B", options=["ox", "cow"])]).accuracy == 1.0
+
+
+def test_blind_level_of_a_large_data_set_is_counted_without_its_texts_in_memory():
+    many = 20_000
+    texts = [f"{number} {'word ' * 40}" for number in range(many)]
+    strings = datasets.List(datasets.Value("string"))
+    features = {name: datasets.Value("string") for name in ("question", "answer", "source")}
+    features |= {"choices": strings, "options": strings}
+    rows = [row(text, "yes" if number % 3 else "no") for number, text in enumerate(texts)]
+    train = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    del rows
+    tracemalloc.start()
+    try:
+        blind = blind_level(train, train.select(range(6)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert blind.accuracy == 1.0
+    assert peak < 200 * many  # bytes: a text alone is more
 
 
 def test_blind_level_without_test_or_training_rows_is_defined():

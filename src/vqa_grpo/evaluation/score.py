@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from vqa_grpo.scoring.answer import grade, type_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_BATCH_ROWS = 1000
 Z_95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 
 
@@ -145,25 +146,30 @@ def blind_level(train_rows: Iterable[Mapping[str, Any]], test_rows: Iterable[Map
 
     The text includes the options, as the prompt shows them. A question that training never asked gets the commonest
     answer of its type, and a type that training never had the commonest answer of all. A model has learnt to look at
-    pictures only as far as it is above this level. Takes data sets (pictures are not decoded) or plain rows.
+    pictures only as far as it is above this level. Takes data sets or plain rows; of a data set only the texts are
+    read, and of the training rows a batch at a time is in memory, beside the counts.
     """
-    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    questions = [
+        (_text(row), _type(row), row["answer"], offered(row.get("choices"), row.get("options")))
+        for row in _without_pictures(test_rows)
+    ]
+    by_text: dict[str, Counter[str]] = {text: Counter() for text, *_ in questions}
     by_type: dict[str, Counter[str]] = defaultdict(Counter)
     everything: Counter[str] = Counter()
     for row in _without_pictures(train_rows):
-        by_text[_text(row)][row["answer"]] += 1
+        if (answers := by_text.get(_text(row))) is not None:
+            answers[row["answer"]] += 1
         by_type[_type(row)][row["answer"]] += 1
         everything[row["answer"]] += 1
-    to_text = {text: _commonest(answers) for text, answers in by_text.items()}
+    to_text = {text: _commonest(answers) for text, answers in by_text.items() if answers}
     to_type = {kind: _commonest(answers) for kind, answers in by_type.items()}
     to_any = _commonest(everything)
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
-    for row in _without_pictures(test_rows):
-        kind = _type(row)
-        answer = to_text.get(_text(row), to_type.get(kind, to_any))
+    for text, kind, gold, options in questions:
+        answer = to_text.get(text, to_type.get(kind, to_any))
         asked[kind] += 1
-        right[kind] += grade(answer, [row["answer"]], offered(row.get("choices"), row.get("options"))).correct
+        right[kind] += grade(answer, [gold], options).correct
     n = asked.total()
     return BlindLevel(n, right.total() / n if n else None, {kind: right[kind] / asked[kind] for kind in sorted(asked)})
 
@@ -186,11 +192,14 @@ def _mean(values: list[Any]) -> float | None:
     return math.fsum(finite) / len(finite) if finite else None
 
 
-def _without_pictures(rows: Any) -> Iterable[Mapping[str, Any]]:
+def _without_pictures(rows: Any) -> Iterator[Mapping[str, Any]]:
     if not hasattr(rows, "select_columns"):
-        return rows
+        yield from rows
+        return
     wanted = ("question", "answer", "choices", "options", "source")
-    return rows.select_columns([name for name in wanted if name in rows.column_names]).to_list()
+    texts = rows.select_columns([name for name in wanted if name in rows.column_names])
+    for batch in texts.iter(batch_size=_BATCH_ROWS):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
 def _text(row: Mapping[str, Any]) -> str:
