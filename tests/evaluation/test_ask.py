@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from vqa_grpo.contract.failure import FailureReason, JobError
 from vqa_grpo.contract.verdict import prediction_schema
 from vqa_grpo.evaluation.__main__ import main
 from vqa_grpo.evaluation.ask import FILE
+from vqa_grpo.evaluation.questions import read_questions
 from vqa_grpo.jobs import local
 from vqa_grpo.jobs.spec import JobSpec
+from vqa_grpo.report import progress
 from vqa_grpo.storage import publish
 
 RUN = config.load("quickstart", ["evaluate.sample=0", "evaluate.batch_size=4", "evaluate.max_new_tokens=6"])
@@ -24,7 +28,7 @@ RUN = config.load("quickstart", ["evaluate.sample=0", "evaluate.batch_size=4", "
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory, picture: Any) -> str:
-    """Seven questions of a converted data set, published."""
+    """Seven questions of a converted data set, published; training has asked some of them."""
     rows = [
         {
             "image": {"bytes": picture((200, 30, 30 * number)), "path": None},
@@ -43,7 +47,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, picture: Any) -> str:
     features |= {"image": datasets.Image(), "reference_steps": strings, "choices": strings, "options": strings}
     folder = tmp_path_factory.mktemp("data")
     made = datasets.Dataset.from_list(rows, features=datasets.Features(features))
-    datasets.DatasetDict({"test": made}).save_to_disk(str(folder / "set"))
+    train = made.select(range(3)).cast_column("image", datasets.Image(decode=False))
+    train = train.map(lambda row, number: {"answer": "blue" if number else "red"}, with_indices=True)
+    train = train.cast_column("image", datasets.Image())
+    datasets.DatasetDict({"train": train, "test": made}).save_to_disk(str(folder / "set"))
     return publish.publish_folder(str(folder / "published"), folder / "set").uri
 
 
@@ -78,17 +85,76 @@ def test_a_job_that_is_run_again_asks_only_the_model_that_is_missing(
     asked: list[str] = []
 
     def predict_to(run: Any, model: str, folder: Path, out: Path, task: str, share: tuple[int, int]) -> None:
-        asked.append(model)
-        if model == "bad":
+        asked.append(Path(model).name)
+        if asked[-1] == "bad":
             raise RuntimeError("lost")
         pq.write_table(prediction_schema().empty_table(), out)
 
     monkeypatch.setattr(ask, "predict_to", predict_to)
-    words = job(dataset, tmp_path / "out", "base=good", "tuned=bad").arguments
+    for name in ("good", "bad", "other"):
+        (tmp_path / name).mkdir()
+    words = job(dataset, tmp_path / "out", f"base={tmp_path}/good", f"tuned={tmp_path}/bad").arguments
     with pytest.raises(RuntimeError):
         main(words)
-    assert main([word.replace("=bad", "=other") for word in words]) == 0
+    again = [word.replace("/bad", "/other") for word in words]
+    assert main(again) == 0
     assert asked == ["good", "bad", "other"]
+    shutil.rmtree(tmp_path / "out" / "questions")
+    assert main(again) == 0
+    assert asked == ["good", "bad", "other"]
+    assert publish.is_published(f"{tmp_path}/out/questions")
+
+
+def test_what_is_to_be_known_of_the_questions_is_published_with_their_predictions(
+    dataset: str, tiny_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VQA_GRPO_PROGRESS", raising=False)
+    assert main(job(dataset, tmp_path / "out", f"base={tiny_vlm}", f"tuned={tiny_vlm}").arguments) == 0
+    found = read_questions(Path(publish.get(f"{tmp_path}/out/questions").root))
+    # Of the three texts training says red to one and blue to two; all seven answers are red.
+    assert found["blind"] == {"n": 7, "accuracy": 3 / 7, "by_type": {"color": 3 / 7}}
+    assert [example["kind"] for example in found["examples"]] == ["both wrong"] * 3
+    assert all(example["image"] for example in found["examples"])
+    # A pod's log has a line now and then, lest the job count as stalled.
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate ")]
+    assert [line.split(",")[0] for line in said] == ["evaluate base 7/7", "evaluate tuned 7/7"]
+
+
+def test_a_long_evaluation_says_how_far_it_is_and_how_long_it_still_takes(
+    dataset: str, tiny_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VQA_GRPO_PROGRESS", raising=False)
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    assert main(job(dataset, tmp_path / "out", f"base={tiny_vlm}").arguments) == 0
+    assert re.search(r"^evaluate base 4/7, [\d.]+/s, \d+ s left$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_the_model_of_a_run_does_not_stay_in_the_cache_that_runs_share(
+    dataset: str, s3: str, tiny_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqa_grpo.evaluation import ask
+
+    there: list[Path] = []
+
+    def predict_to(run: Any, model: str, folder: Path, out: Path, task: str, share: tuple[int, int]) -> None:
+        there.append(Path(model))
+        assert (Path(model) / "config.json").is_file()
+        pq.write_table(prediction_schema().empty_table(), out)
+
+    monkeypatch.setattr(ask, "predict_to", predict_to)
+    cache, work = tmp_path / "cache", tmp_path / "work"
+    monkeypatch.setenv("VQA_GRPO_CACHE", str(cache))
+    monkeypatch.setenv("VQA_GRPO_WORK", str(work))
+    base = publish.publish_folder(f"{s3}/ask/base-1/model", tiny_vlm)
+    publish.publish_folder(f"{s3}/ask/run/model", tiny_vlm)
+    words = ["--config", RUN.canonical(), "--dataset_uri", dataset, "--publish_uri", f"{s3}/ask/run/predictions"]
+    assert main([*words, "--models", f"tuned={s3}/ask/run/model"]) == 0
+    assert not cache.exists() or list(cache.iterdir()) == []
+    assert main([*words, "--models", f"base={base.uri}"]) == 0
+    assert [path.name for path in cache.iterdir()] == [base.digest]
+    assert there[0].is_relative_to(work)
+    assert there[1] == cache / base.digest
+    assert list(work.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def install() -> None:
     from vqa_grpo import registry, steps
     from vqa_grpo.contract.failure import FailureReason, JobError
     from vqa_grpo.contract.layout import step_uri
-    from vqa_grpo.evaluation import ask
+    from vqa_grpo.evaluation import ask, questions
     from vqa_grpo.report.progress import emit
     from vqa_grpo.steps import evaluate, train
     from vqa_grpo.storage import publish
@@ -45,17 +45,26 @@ def install() -> None:
         from vqa_grpo.contract.verdict import prediction_schema
 
         dataset = publish.fetch(dataset_uri, publish.cache_folder())
+        asked = ask.held_out(run, dataset)
+        files = []
         for name in models:
             emit(f"evaluate {name}", 1, 2, "it's going")
-            rows = [_prediction(row, WANTED["letters"][name]) for row in ask.held_out(run, dataset)]
+            rows = [_prediction(row, WANTED["letters"][name]) for row in asked]
             table = pa.Table.from_pylist(rows, schema=prediction_schema())
 
             def build(folder: Path, table: Any = table) -> dict[str, Any]:
                 pq.write_table(table, folder / ask.FILE)
                 return {}
 
-            publish.publish(step_uri(root, run_id, f"predictions/{name}"), build, publish.work_folder())
+            published = publish.publish(step_uri(root, run_id, f"predictions/{name}"), build, publish.work_folder())
+            files.append(publish.fetch(published.uri, publish.cache_folder()) / ask.FILE)
             emit(f"evaluate {name}", 2, 2)
+
+        def build_questions(folder: Path) -> dict[str, Any]:
+            questions.write_questions(folder, dataset, asked, *files)
+            return {}
+
+        publish.publish(step_uri(root, run_id, "predictions/questions"), build_questions, publish.work_folder())
 
     def record_run(tracking_uri: str, experiment: str, run_id: str, metrics: Any, params: Any, tags: Any) -> str:
         _note("record", {"run_id": run_id, "metrics": metrics, "params": params, "tags": tags})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from vqa_grpo.config import RunConfig
 from vqa_grpo.contract import prompt as prompts
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.models.source import check_source, local_model
-from vqa_grpo.report.progress import emit, transferring
+from vqa_grpo.report.progress import Meter, transferring
 
 FILE = "predictions.parquet"  # in a published folder of predictions
 
@@ -30,19 +30,23 @@ def predict_to(
     with transferring("download") as progress:
         folder = Path(local_model(model, progress=progress))
     check_source(str(folder), "model")
-    predictions = predict(
-        folder,
-        rows,
-        prompts.load(run.model.prompt),
-        batch_size=run.evaluate.batch_size,
-        max_new_tokens=run.evaluate.max_new_tokens,
-        min_pixels=run.model.min_pixels,
-        max_pixels=run.model.max_pixels,
-        metrics=run.evaluate.metrics,
-        step_encoder=run.rewards.step_encoder,
-        **({} if index else {"progress": functools.partial(emit, task)}),
-    )
-    write_predictions(out, predictions)
+    with ExitStack() as shown:
+        meter = Meter(task, len(rows))
+        if index == 0:
+            shown.enter_context(meter)
+        predictions = predict(
+            folder,
+            rows,
+            prompts.load(run.model.prompt),
+            batch_size=run.evaluate.batch_size,
+            max_new_tokens=run.evaluate.max_new_tokens,
+            min_pixels=run.model.min_pixels,
+            max_pixels=run.model.max_pixels,
+            metrics=run.evaluate.metrics,
+            step_encoder=run.rewards.step_encoder,
+            **({} if index else {"progress": lambda done, _: meter.advance(done - meter.done)}),
+        )
+        write_predictions(out, predictions)
 
 
 def held_out(run: RunConfig, dataset: Path) -> Any:

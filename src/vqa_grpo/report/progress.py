@@ -2,7 +2,7 @@
 
 `emit` is for code that knows its own counts; `track` wraps a loop. Where VQA_GRPO_PROGRESS=lines is set (by
 `vqa-grpo run`), each report is one line `@progress {…}` that the runner turns into a bar; otherwise a terminal
-gets a rich bar, and a log file gets a plain line with rate and time left every ten seconds.
+gets a rich bar, and a log file gets a plain line with rate and time left every half a minute.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 PREFIX = "@progress "
-_PLAIN_SECONDS = 10.0
+_PLAIN_SECONDS = 30.0
 _LINE_SECONDS = 0.5
 _LONG_BYTES = 100_000_000
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Any
 from vqa_grpo.config import RunConfig
 from vqa_grpo.contract import prompt as prompts
 from vqa_grpo.contract.layout import step_uri
-from vqa_grpo.steps.shared import MEASURED, config_of, dataset_folder, once, result_of
+from vqa_grpo.steps.shared import MEASURED, config_of, once, result_of
 from vqa_grpo.storage import publish
 
 PREDICTIONS = "predictions"
@@ -26,14 +26,16 @@ def evaluate_models(
 ) -> Evaluated:
     """Ask base and tuned model the same held-out questions, grade both by the rules that the rewards use.
 
-    A job asks, on this machine or where training ran, and publishes the predictions; they are scored here. The judge
-    is left out: one that changes its mind, or its version, would make two runs incomparable.
+    A job asks, on this machine or where training ran, and publishes the predictions; they are scored here, without
+    the data set. The judge is left out: one that changes its mind, or its version, would make two runs incomparable.
     """
+    from vqa_grpo.evaluation.questions import FOLDER
+
     run = config_of(config)
     models = {"base": base, "tuned": model_uri}
 
     def build(folder: Path) -> dict[str, Any]:
-        uris = [step_uri(root, run_id, f"{PREDICTIONS}/{name}") for name in models]
+        uris = [step_uri(root, run_id, f"{PREDICTIONS}/{name}") for name in (*models, FOLDER)]
         if not all(publish.is_published(uri) for uri in uris):
             launch_evaluation(run, run_id, root, dataset_uri, models, image)
         return _compared(run, uris, dataset_uri, base, model_uri)
@@ -67,23 +69,19 @@ def launch_evaluation(
     jobs.launch(evaluation_job(run, run_id, root, dataset_uri, models, image), run.job.launcher)
 
 
-def _compared(run: RunConfig, predictions: list[str], dataset_uri: str, base: str, model_uri: str) -> dict[str, Any]:
-    import datasets
-
-    from vqa_grpo.evaluation.ask import FILE, held_out
+def _compared(run: RunConfig, uris: list[str], dataset_uri: str, base: str, model_uri: str) -> dict[str, Any]:
+    from vqa_grpo.evaluation.ask import FILE
     from vqa_grpo.evaluation.compare import compare
-    from vqa_grpo.evaluation.present import pick_examples
-    from vqa_grpo.evaluation.score import blind_level, score
+    from vqa_grpo.evaluation.questions import read_questions
+    from vqa_grpo.evaluation.score import score
 
-    dataset = dataset_folder(dataset_uri)
-    before, after = (publish.fetch(uri, publish.cache_folder()) / FILE for uri in predictions)
-    rows = held_out(run, dataset)
+    base_folder, tuned_folder, questions = (publish.fetch(uri, publish.cache_folder()) for uri in uris)
+    before, after = base_folder / FILE, tuned_folder / FILE
     return {
+        **read_questions(questions),
         "base": asdict(score(before)),
         "tuned": asdict(score(after)),
         "comparison": asdict(compare(before, after)),
-        "blind": asdict(blind_level(datasets.load_from_disk(str(dataset / "train")), rows)),
-        "examples": [example.as_dict() for example in pick_examples(before, after, rows)],
         "split": run.evaluate.split,
         "dataset_uri": dataset_uri,
         "model_uri": model_uri,
