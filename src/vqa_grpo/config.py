@@ -366,7 +366,9 @@ class Job(Section):
     service_account: ObjectName = Field("", description="of the pods; empty takes the namespace's default")
     image_pull_secrets: tuple[ObjectName, ...] = ()
     cache_claim: ObjectName = Field(
-        "", description="a PersistentVolumeClaim, mounted at /cache, that keeps base models and data between jobs"
+        "",
+        description="a PersistentVolumeClaim, mounted at /cache, that keeps base models and data between jobs; nothing "
+        "there is ever deleted",
     )
     namespace: ObjectName = Field(
         "", description="empty takes the launching pod's own; in another nothing sweeps up after a launcher that dies"
