@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from vqa_grpo.config import RunConfig
 from vqa_grpo.contract import prompt as prompts
 from vqa_grpo.contract.failure import ConfigurationError
 from vqa_grpo.models.source import check_source, local_model
-from vqa_grpo.report.progress import Meter, transferring
+from vqa_grpo.report.progress import counting, transferring
 
 FILE = "predictions.parquet"  # in a published folder of predictions
 
@@ -30,10 +29,7 @@ def predict_to(
     with transferring("download") as progress:
         folder = Path(local_model(model, progress=progress))
     check_source(str(folder), "model")
-    with ExitStack() as shown:
-        meter = Meter(task, len(rows))
-        if index == 0:
-            shown.enter_context(meter)
+    with counting(task) as progress:
         predictions = predict(
             folder,
             rows,
@@ -44,7 +40,7 @@ def predict_to(
             max_pixels=run.model.max_pixels,
             metrics=run.evaluate.metrics,
             step_encoder=run.rewards.step_encoder,
-            **({} if index else {"progress": lambda done, _: meter.advance(done - meter.done)}),
+            **({} if index else {"progress": progress}),
         )
         write_predictions(out, predictions)
 

@@ -57,6 +57,7 @@ def predict(
     model = load_model(str(model_path), dtype).to(device).eval()
     total = len(dataset)
     done = 0
+    progress(done, total)
     with greedy.decoding(model, processor.tokenizer, max_new_tokens) as ends:
         for window in _windows(dataset, batch_size * WINDOW_BATCHES):
             # The longest first: memory fails early.

@@ -89,19 +89,29 @@ class Meter:
 
 
 @contextmanager
-def transferring(task: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback for the bytes that are done and those in all, shown in megabytes; short transfers are not shown."""
+def counting(task: str) -> Iterator[Callable[..., None]]:
+    """A callback for the number that is done, the number in all and a note; its first call starts the clock."""
     with ExitStack() as shown:
         meters: list[Meter] = []
 
-        def show(done: int, total: int) -> None:
-            if total < _LONG_BYTES:
-                return
+        def show(done: int, total: int, note: str = "") -> None:
             if not meters:
-                meters.append(shown.enter_context(Meter(task, total // 1_000_000)))
-            meters[0].advance(done // 1_000_000 - meters[0].done, "MB")
+                meters.append(shown.enter_context(Meter(task, total)))
+            meters[0].advance(done - meters[0].done, note)
 
         yield show
+
+
+@contextmanager
+def transferring(task: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback for the bytes that are done and those in all, shown in megabytes; short transfers are not shown."""
+    with counting(task) as show:
+
+        def show_bytes(done: int, total: int) -> None:
+            if total >= _LONG_BYTES:
+                show(done // 1_000_000, total // 1_000_000, "MB")
+
+        yield show_bytes
 
 
 def describe(task: str, done: int, total: int, seconds: float, note: str = "") -> str:
