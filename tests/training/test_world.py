@@ -73,12 +73,17 @@ def fetch(uri, cache, *_):
         (folder / "there").touch()
     return folder
 
+def choose(locations, output_dir, layout, gather=program.checkpoints.gather):
+    if rank == 1:
+        time.sleep(5)
+    assert gather(rank) == [0, 1]
+
 def enough(*_):
     torch.distributed.barrier()
     raise Enough
 
-publish.fetch, program.open_split = fetch, enough
-words = "--model_name_or_path m --dataset_name s3://b/d --reward_funcs accuracy --output_dir"
+publish.fetch, program.checkpoints.choose, program.open_split = fetch, choose, enough
+words = "--model_name_or_path m --dataset_name s3://b/d --resume_from_checkpoint true --output_dir"
 arguments = parse([*words.split(), str(folder / f"out-{rank}")])
 short_collectives()
 try:
@@ -124,7 +129,7 @@ def test_one_process_of_a_node_fetches_and_no_node_goes_on_without_the_others(tm
     assert results[2] == "(2, False, True)"
 
 
-def test_no_collective_of_a_training_waits_for_its_data_set(tmp_path: Path) -> None:
+def test_no_collective_of_a_training_waits_for_its_checkpoint_or_its_data_set(tmp_path: Path) -> None:
     run_ranks(TRAIN, 2, tmp_path, local=2)
     assert [path.name for path in tmp_path.glob("fetched-by-*")] == ["fetched-by-0"]
 
