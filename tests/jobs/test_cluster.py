@@ -173,7 +173,7 @@ def test_the_next_attempt_would_rather_not_run_where_the_one_before_failed() -> 
 
 def test_a_job_that_hangs_is_run_again_like_one_that_lost_a_node() -> None:
     fake = FakeCluster(RUNNING, then=(SUCCEEDED,))
-    fake.pod_list = [pod(MASTER)]
+    fake.pod_list = [pod(MASTER), pod(WORKER)]
     fake.logs[MASTER] = lines("step 1")
     fake.run(replace(PATIENT, stall_timeout_seconds=300))
     assert (fake.created, fake.deleted) == ([NAME, job_name(RUN, 1)], [NAME])
@@ -674,16 +674,23 @@ def test_a_pod_that_has_a_node_and_does_not_start_does_not_hold_it_for_ever() ->
 
 def test_a_job_whose_log_stands_still_is_deleted() -> None:
     fake = FakeCluster(RUNNING)
-    fake.pod_list = [pod(MASTER)]
+    fake.pod_list = [pod(MASTER), pod(WORKER)]
     fake.logs[MASTER] = lines("step 1")
     error = verdict(fake, replace(SPEC, stall_timeout_seconds=300))
     assert (fake.deleted, error.reason) == ([NAME], FailureReason.RETRY)
     assert "job.stall_timeout_seconds" in str(error)
 
 
+def test_a_master_that_waits_for_its_workers_in_silence_is_not_stalled() -> None:
+    fake = FakeCluster(*[RUNNING] * 200, SUCCEEDED)
+    fake.pod_list = [pod(MASTER)]
+    fake.logs[MASTER] = lines("waiting for the others")
+    fake.run(replace(SPEC, stall_timeout_seconds=300))
+
+
 def test_a_job_that_writes_is_not_stalled() -> None:
     fake = FakeCluster(RUNNING)
-    fake.pod_list = [pod(MASTER)]
+    fake.pod_list = [pod(MASTER), pod(WORKER)]
     fake.logs[MASTER] = ""
 
     def write() -> None:
@@ -695,7 +702,7 @@ def test_a_job_that_writes_is_not_stalled() -> None:
 
 def test_a_log_that_cannot_be_read_is_no_stall() -> None:
     fake = FakeCluster(RUNNING)
-    fake.pod_list = [pod(MASTER)]
+    fake.pod_list = [pod(MASTER), pod(WORKER)]
     assert verdict(fake, replace(SPEC, stall_timeout_seconds=300)).reason is FailureReason.CANCELLED
 
 

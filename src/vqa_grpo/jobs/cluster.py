@@ -319,7 +319,7 @@ class _ClusterJob:
         # no pod is seen at all, they cannot be listed.
         complete = started and not 0 < len(pods) < self.spec.num_nodes
         since.queued = None if complete else _first(since.queued, now)
-        since.quiet = self._log.quiet_since if started and self._log.is_followed else None
+        since.quiet = self._log.quiet_since if complete and self._log.is_followed else None
         if limits.is_stalled(self.spec, since, now):
             since.quiet = self._log.look()  # it may be the stream that stands still
         broken = [found for _, found in waits if found.broken]
