@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from storage_proxy import Proxy, Request
 
 from vqa_grpo.contract.failure import DataError, RetryError
-from vqa_grpo.storage import bulk, publish
+from vqa_grpo.storage import bulk, publish, transfer
 from vqa_grpo.storage.store import DiskStore, S3Store, open_store
 
 MakeFolder = Callable[..., Path]
@@ -110,6 +112,51 @@ def test_a_journal_that_says_more_than_the_disk_kept_starts_over(
     else:
         (work / "files" / "small").unlink()
     assert contents(publish.fetch(place, tmp_path / "cache")) == contents(folder)
+
+
+def slow_by_chance(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Pieces come in any order."""
+    chance, read_range = random.Random(seed), DiskStore.read_range
+
+    def read(self: DiskStore, name: str, start: int, end: int) -> bytes:
+        time.sleep(chance.random() / 200)
+        return bytes(read_range(self, name, start, end))
+
+    monkeypatch.setattr(DiskStore, "read_range", read)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_whatever_order_pieces_come_every_byte_of_a_file_counts(
+    tmp_path: Path, make_folder: MakeFolder, contents: Contents, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(bulk, "PART", 100)
+    there = make_folder(files={"big": os.urandom(1234), "even": os.urandom(1000), "small": b"s", "empty": b""})
+    files = publish.describe(there)
+    slow_by_chance(monkeypatch, seed)
+    assert contents(transfer.receive(open_store(str(there)), files, tmp_path / "whole")) == contents(there)
+    for name, place in [("big", 0), ("big", 150 + 200 * seed), ("big", 1233), ("even", 999), ("small", 0)]:
+        right = (there / name).read_bytes()
+        (there / name).write_bytes(right[:place] + bytes([right[place] ^ 1]) + right[place + 1 :])
+        with pytest.raises(DataError, match=f"{name} of .* is missing or damaged"):
+            transfer.receive(open_store(str(there)), files, tmp_path / "damaged")
+        (there / name).write_bytes(right)
+
+
+def test_what_comes_in_order_is_not_read_again(
+    tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "PART", 100)
+    monkeypatch.setattr(transfer, "AT_ONCE", 1)
+    there = make_folder(files={"big": os.urandom(1234), "small": b"s"})
+    files, opened, opens = publish.describe(there), [], Path.open
+
+    def watched(path: Path, *arguments: Any, **more: Any) -> Any:
+        opened.append(path)
+        return opens(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", watched)
+    transfer.receive(open_store(str(there)), files, tmp_path / "work")
+    assert {path.parent for path in opened} == {there}
 
 
 def test_a_fresh_download_of_damaged_bytes_is_bad_data_and_leaves_nothing(

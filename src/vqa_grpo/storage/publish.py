@@ -154,9 +154,8 @@ def fetch(uri: str, cache: Path, progress: Progress = nothing) -> Path:
         if final.is_dir():
             return final
         work = cache / f"{published.digest}.part"
-        attempt = published.root.rpartition("/")[2]
         try:
-            folder = transfer.receive(open_store(uri), attempt, published.files, work, progress)
+            folder = transfer.receive(open_store(published.root), published.files, work, progress)
         except StepError:
             if final.is_dir():  # a machine that shares this disk, but not our lock, was faster
                 return final

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -18,12 +17,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from vqa_grpo.contract.failure import DataError, RetryError
 from vqa_grpo.storage import bulk
-from vqa_grpo.storage.store import Store, explain_os_error, sha256_of
+from vqa_grpo.storage.store import Buffer, Store, explain_os_error
 
 AT_ONCE = 8  # requests
+_READ = 1 << 20  # bytes at a time from a disk
 _LARGE_AT_ONCE = 2  # files of several parts, each with its share of the requests
 
-Files = dict[str, dict[str, Any]]  # name → {"size": bytes, "sha256": hex}
+Files = dict[str, dict[str, Any]]  # name → {"size": bytes, "sha256": hex}; receive can do without a digest
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 T = TypeVar("T")
 
@@ -90,19 +90,19 @@ class _Piece(NamedTuple):
     end: int
 
 
-def receive(store: Store, below: str, files: Files, work: Path, progress: Progress = nothing) -> Path:
-    """Download `files` from `below` into a folder in `work`, and return it; every digest is checked.
+def receive(store: Store, files: Files, work: Path, progress: Progress = nothing) -> Path:
+    """Download `files` of the store into a folder in `work`, and return it; every digest that is known is checked.
 
     `work` also keeps a journal of the pieces that are there, so that a later call goes on from them. Raises
     DataError for a file that is missing or not what its digest says, which leaves nothing to go on from.
     """
     try:
-        _check_names_and_sizes(store, below, files, work)
+        _check_names_and_sizes(store, files, work)
         try:
-            return _receive(store, below, files, work, progress)
+            return _receive(store, files, work, progress)
         except _Stale:
             shutil.rmtree(work)
-            return _receive(store, below, files, work, progress)
+            return _receive(store, files, work, progress)
     except DataError:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -114,36 +114,30 @@ class _Stale(Exception):
     """What an earlier try is said to have written is not there: the machine went down before its disk had it."""
 
 
-def _receive(store: Store, below: str, files: Files, work: Path, progress: Progress) -> Path:
+def _receive(store: Store, files: Files, work: Path, progress: Progress) -> Path:
     folder = work / "files"
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     count = _Count(sum(facts["size"] for facts in files.values()), progress)
     with _Journal(work / "journal") as journal:
-        missing = []
-        for piece in (piece for name, facts in files.items() for piece in _pieces(name, facts["size"])):
-            if journal.has(piece):
-                count.add(piece.end - piece.start)
-            else:
-                missing.append(piece)
-        left = Counter(piece.name for piece in missing)
-        lock = threading.Lock()
+        missing: list[_Piece] = []
+        digests = {name: _Digest(folder / name, facts["size"]) for name, facts in files.items() if "sha256" in facts}
+        for name, facts in files.items():
+            there, lacking = journal.sort(_pieces(name, facts["size"]))
+            count.add(sum(piece.end - piece.start for piece in there))
+            if name in digests:
+                digests[name].there.update(piece.start for piece in there)
+            # A file that lacks nothing is looked at all the same: an empty piece sees to that.
+            missing += lacking or [_Piece(name, facts["size"], facts["size"])]
 
         def one(piece: _Piece) -> None:
-            data = store.read_range(f"{below}/{piece.name}", piece.start, piece.end)
-            if len(data) != piece.end - piece.start:
-                raise RetryError(f"{piece.name} of {store.uri} came short: {len(data)} bytes at {piece.start}")
-            path = folder / piece.name
-            _write_at(path, data, piece.start)
-            with lock:
-                left[piece.name] -= 1
-                last = left[piece.name] == 0
-            if last:
-                whole = len(data) == files[piece.name]["size"]
-                check(piece.name, hashlib.sha256(data).hexdigest() if whole else sha256_of(path))
+            data = _fetched(store, piece)
+            _write_at(folder / piece.name, data, piece.start, through=piece.name not in digests)
             journal.add(piece)
             count.add(len(data))
+            if piece.name in digests and (found := digests[piece.name].add(piece.start, data)):
+                check(piece.name, found)
 
         def check(name: str, digest: str) -> None:
             if digest == files[name]["sha256"]:
@@ -152,30 +146,82 @@ def _receive(store: Store, below: str, files: Files, work: Path, progress: Progr
                 raise _Stale
             raise DataError(f"{name} of {store.uri} is missing or damaged: its SHA-256 is not the manifest's")
 
-        for name in files.keys() - left.keys():
-            (folder / name).touch()
-            check(name, sha256_of(folder / name))
         each(one, missing, AT_ONCE)
     return folder
+
+
+def _fetched(store: Store, piece: _Piece) -> Buffer:
+    size = piece.end - piece.start
+    data = store.read_range(piece.name, piece.start, piece.end) if size else b""
+    if len(data) != size:
+        raise RetryError(f"{piece.name} of {store.uri} came short: {len(data)} bytes at {piece.start}, not {size}")
+    return data
+
+
+class _Digest:
+    """The SHA-256 of a file whose pieces arrive in any order, taken in the file's order as far as they are there.
+
+    Whoever brings a piece while nobody hashes the file goes on with it: with the piece in hand from memory, with those
+    that came before their turn from the disk. The others do not wait.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.there: set[int] = set()  # where the pieces begin that are on the disk and not hashed
+        self._path, self._size, self._done = path, size, 0
+        self._sha256, self._lock, self._busy = hashlib.sha256(), threading.Lock(), False
+
+    def add(self, start: int, data: Buffer) -> str | None:
+        """Take a piece that was written; the digest for the one who comes to the end of the file, else None."""
+        with self._lock:
+            self.there.add(start)
+            if self._busy:
+                return None
+            self._busy = True
+        while self._goes_on():
+            if self._done == start:
+                self._sha256.update(data)
+            else:
+                self._read_next()
+            self._done = min(self._done + bulk.PART, self._size)
+        return self._sha256.hexdigest() if self._done == self._size else None
+
+    def _goes_on(self) -> bool:
+        """Whether the next piece is there; if not, who brings it will go on."""
+        with self._lock:
+            self._busy = self._done in self.there
+            self.there.discard(self._done)
+            return self._busy
+
+    def _read_next(self) -> None:
+        """Hash a piece from the disk; where the disk holds less than it, the digest will be another."""
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._done)
+            left = min(bulk.PART, self._size - self._done)
+            while left and (data := file.read(min(_READ, left))):
+                self._sha256.update(data)
+                left -= len(data)
 
 
 def _pieces(name: str, size: int) -> Iterator[_Piece]:
     return (_Piece(name, start, min(start + bulk.PART, size)) for start in range(0, size, bulk.PART))
 
 
-def _write_at(path: Path, data: Any, start: int) -> None:
+def _write_at(path: Path, data: Buffer, start: int, through: bool) -> None:
+    """`through` to the disk where no digest would tell what it lost."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         view = memoryview(data)
         while view:
             written = os.pwrite(descriptor, view, start)
             view, start = view[written:], start + written
+        if through:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _check_names_and_sizes(store: Store, below: str, files: Files, work: Path) -> None:
-    there = sizes(store, below)
+def _check_names_and_sizes(store: Store, files: Files, work: Path) -> None:
+    there = {entry.name: entry.size for entry in store.entries()}
     for name, facts in files.items():
         inside(work, name)
         if there.get(name) != facts["size"]:
@@ -211,8 +257,12 @@ class _Journal:
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
-    def has(self, piece: _Piece) -> bool:
-        return piece in self._known
+    def sort(self, pieces: Iterable[_Piece]) -> tuple[list[_Piece], list[_Piece]]:
+        """Those that are there, and those that are not."""
+        known: tuple[list[_Piece], list[_Piece]] = ([], [])
+        for piece in pieces:
+            known[piece not in self._known].append(piece)
+        return known
 
     def resumed(self, name: str) -> bool:
         return any(name == piece.name for piece in self._known)
