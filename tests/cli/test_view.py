@@ -86,6 +86,12 @@ def test_a_person_sees_steps_and_progress_and_nothing_else(follow):
     assert len(shown) == 3
 
 
+def test_what_a_step_has_to_say_in_between_is_shown_with_its_reason(tmp_path, capsys):
+    with View("r", tmp_path / "log", quiet=False) as view:
+        view.event({"step": "prepare", "event": "note", "why": "the hub does not answer"})
+    assert capsys.readouterr().out.splitlines()[1:] == ["! prepare   note: the hub does not answer"]
+
+
 def test_the_first_failure_is_handed_on(follow):
     failure, _, log = follow()
     assert failure == {

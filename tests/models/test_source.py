@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
+import socket
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
 from vqa_grpo.contract.failure import ConfigurationError, RetryError
 from vqa_grpo.models import source
-from vqa_grpo.models.source import local_model, pinned
-from vqa_grpo.storage import publish
-from vqa_grpo.storage.store import open_store
+from vqa_grpo.models.source import local_model, pinned, plain_copy
+from vqa_grpo.storage import bulk, publish, store, transfer
+from vqa_grpo.storage.store import S3Store, open_store
 
 COMMIT = "0123456789" * 4
 
@@ -28,32 +29,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def copied(s3: str, tmp_path: Path) -> str:
     """A model that somebody copied to S3 as it was."""
-    store = open_store(f"{s3}/{tmp_path.name}/qwen")
+    place = open_store(f"{s3}/{tmp_path.name}/qwen")
     for name in ("config.json", "model.safetensors", "tokenizer.json", "deep/er.json"):
-        store.write(name, f"{name} of the model".encode())
-    return store.uri
+        place.write(name, f"{name} of the model".encode())
+    return place.uri
 
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what is fetched, once for each piece."""
     done: list[str] = []
-    original = source.open_file
+    original = S3Store.read_range
 
-    def open_file(uri: str) -> BinaryIO:
-        done.append(uri.rpartition("/")[2])
-        return original(uri)
+    def read_range(self: S3Store, name: str, start: int, end: int) -> Any:
+        done.append(name)
+        return original(self, name, start, end)
 
-    monkeypatch.setattr(source, "open_file", open_file)
+    monkeypatch.setattr(S3Store, "read_range", read_range)
     return done
-
-
-class HalfAFile(io.BytesIO):
-    """Four bytes, and then the connection breaks."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if found := super().read(size):
-            return found
-        raise RetryError("the connection broke")
 
 
 def test_a_folder_stays_where_it_is(tmp_path: Path) -> None:
@@ -82,24 +75,89 @@ def test_a_plain_copy_is_fetched_once_however_many_ask_and_anew_when_it_changes(
 def test_a_fetch_that_broke_off_is_not_trusted_and_goes_on(
     copied: str, downloads: list[str], monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    whole = source.open_file
+    monkeypatch.setattr(transfer, "AT_ONCE", 1)
+    monkeypatch.setattr(bulk, "PART", 10)
+    read_range = S3Store.read_range
 
-    def broken(uri: str) -> BinaryIO:
-        return HalfAFile(b"half") if uri.endswith("model.safetensors") else whole(uri)
+    def broken(self: S3Store, name: str, start: int, end: int) -> Any:
+        if (name, start) == ("model.safetensors", 20):
+            raise RetryError("the connection broke")
+        return read_range(self, name, start, end)
 
     with monkeypatch.context() as patched:
-        patched.setattr(source, "open_file", broken)
-        with pytest.raises(RetryError):
+        patched.setattr(S3Store, "read_range", broken)
+        with pytest.raises(RetryError, match="the connection broke"):
             local_model(copied)
     assert not [path for path in (cache / "models").iterdir() if not path.suffix]
+    assert len(downloads) >= 5
     folder = Path(local_model(copied))
-    assert downloads == ["config.json", "model.safetensors", "tokenizer.json"]  # the first one once
-    assert sorted(path.name for path in folder.iterdir()) == downloads
+    names = ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(downloads) == sorted(names * 3)  # each of the pieces once
+    for name in names:
+        assert (folder / name).read_text() == f"{name} of the model"
+    assert [path.name for path in (cache / "models").iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("new", [b"other weights of a model!!!!!!", b"longer weights, of another model", b"short"])
+def test_a_copy_that_changes_while_it_is_fetched_is_never_two_halves(
+    copied: str, monkeypatch: pytest.MonkeyPatch, cache: Path, new: bytes
+) -> None:
+    monkeypatch.setattr(transfer, "AT_ONCE", 1)
+    monkeypatch.setattr(bulk, "PART", 10)
+    old, read_range, changed = open_store(copied).read("model.safetensors") or b"", S3Store.read_range, []
+
+    def change(self: S3Store, name: str, start: int, end: int) -> Any:
+        if start == 10 and name == "model.safetensors" and not changed:
+            changed.append(name)
+            open_store(copied).write(name, new)
+        return read_range(self, name, start, end)
+
+    monkeypatch.setattr(S3Store, "read_range", change)
+    with pytest.raises(RetryError, match=f"{copied} changed while it was fetched: try again"):
+        local_model(copied)
+    assert list((cache / "models").iterdir()) == []
+    assert (Path(local_model(copied)) / "model.safetensors").read_bytes() == new
+    open_store(copied).write("model.safetensors", old)
+    assert (Path(local_model(copied)) / "model.safetensors").read_bytes() == old
+
+
+def test_code_and_pickles_stay_where_they_are_and_weights_among_them_are_named(copied: str) -> None:
+    assert plain_copy(f"{copied}/") == (copied, "")
+    for name in ("modeling_own.py", "pytorch_model-1.bin", "pytorch_model-2.bin", "README.md", "merges.txt"):
+        open_store(copied).write(name, b"x")
+    folder = Path(local_model(copied))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "merges.txt",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    note = plain_copy(copied).note
+    assert note == (
+        f"only safetensors are loaded, never pickles: pytorch_model-1.bin and 1 more at {copied} will not be used"
+    )
+
+
+def test_a_copy_without_weights_that_may_be_loaded_is_refused(s3: str, tmp_path: Path) -> None:
+    place = open_store(f"{s3}/{tmp_path.name}/old")
+    for name in ("config.json", "pytorch_model.bin"):
+        place.write(name, b"x")
+    for call in (plain_copy, local_model):
+        with pytest.raises(ConfigurationError, match=r"no \*\.safetensors, only pytorch_model\.bin: pickles are never"):
+            call(place.uri)
 
 
 def test_a_prefix_without_a_model_is_said_in_words(s3: str) -> None:
     with pytest.raises(ConfigurationError, match=r"neither published, nor a config\.json"):
         local_model(f"{s3}/nothing/here")
+
+
+def test_a_model_at_the_top_of_a_bucket_is_fetched_too(s3: str, copied: str, downloads: list[str]) -> None:
+    bucket = f"model-{uuid.uuid4().hex[:12]}"
+    store._client().create_bucket(Bucket=bucket)
+    for name in ("config.json", "model.safetensors"):
+        open_store(f"s3://{bucket}").write(name, b"x")
+    assert sorted(path.name for path in Path(local_model(f"s3://{bucket}/")).iterdir()) == sorted(downloads)
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
@@ -179,19 +237,39 @@ def test_a_hub_name_is_pinned_to_its_commit_where_the_hub_answers(
 
     import huggingface_hub
 
-    def info(name: str, revision: str | None) -> Any:
+    def info(name: str, revision: str | None, timeout: float) -> Any:
         return SimpleNamespace(sha=f"sha-of-{name}-{revision}")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=info))
-    assert pinned("org/name") == "org/name@sha-of-org/name-None"
-    assert pinned("org/name@v1") == "org/name@sha-of-org/name-v1"
+    assert pinned("org/name") == ("org/name@sha-of-org/name-None", "")
+    assert pinned("org/name@v1") == ("org/name@sha-of-org/name-v1", "")
     for same in (f"org/name@{COMMIT}", str(tmp_path), "s3://bucket/model", "/no/such"):
-        assert pinned(same) == same
-    monkeypatch.setattr(
-        huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=failing(ConnectionError("no network")))
-    )
-    assert pinned("org/name") == "org/name"
+        assert pinned(same) == (same, "")
     unknown = failing(of_the_hub("RevisionNotFoundError"))
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=unknown))
     with pytest.raises(ConfigurationError, match="mend the name or revision"):
         pinned("org/name@v9")
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_name_as_it_is_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    import huggingface_hub
+
+    refused = failing(ConnectionError("no network\nat all"))
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=refused))
+    assert pinned("org/name@v1") == (
+        "org/name@v1",
+        "the hub does not say which commit org/name@v1 is now (no network at all), so that a later process or retry "
+        "may get other weights: write org/name@COMMIT, or a folder",
+    )
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(source, "_HUB_SECONDS", 0.5)
+        name, note = pinned("org/name")
+    assert name == "org/name"
+    assert "(no answer in 0.5 s)" in note or "timed out" in note

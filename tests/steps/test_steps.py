@@ -174,8 +174,15 @@ def test_a_conversion_stopped_on_its_way_to_being_published_is_published_whole(r
     assert {split: len(list(read_records(folder, split))) for split in converted.splits} == converted.splits
 
 
+def test_what_a_person_should_know_about_the_base_model_is_said(resolve, monkeypatch, capsys):
+    monkeypatch.setattr("vqa_grpo.steps.model.pinned", lambda name: (name, "the hub does not answer"))
+    run = resolve("model.base=org/name")
+    assert steps.prepare_model(run.config, "", run.root).base == "org/name"
+    assert "prepare: note (why the hub does not answer)" in capsys.readouterr().err.splitlines()
+
+
 def test_a_base_model_is_a_hub_name_a_folder_or_a_published_place(resolve, tmp_path, monkeypatch):
-    monkeypatch.setattr("vqa_grpo.steps.model.pinned", lambda name: f"{name}@0123abc")  # what the hub has now
+    monkeypatch.setattr("vqa_grpo.steps.model.pinned", lambda name: (f"{name}@0123abc", ""))  # what the hub has now
     run = resolve("model.base=Qwen/Qwen2.5-VL-3B-Instruct")
     assert steps.prepare_model(run.config, "", run.root).base == "Qwen/Qwen2.5-VL-3B-Instruct@0123abc"
     (tmp_path / "folder").mkdir()

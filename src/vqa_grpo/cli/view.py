@@ -57,6 +57,9 @@ class View:
             self.log(f"{event['step']} {event['event']} {event.get('error', '')}".rstrip())
             return
         self._clear_bars()
+        if event["event"] not in ("finished", "reused"):
+            self.say(f"! {event['step']:<10}{event['event']}" + (f": {event['why']}" if "why" in event else ""))
+            return
         seconds = f" {event['seconds']:.1f} s" if "seconds" in event and event["event"] != "reused" else ""
         mark = "=" if event["event"] == "reused" else "✓"
         words = "unchanged, reused" if event["event"] == "reused" else "done"

@@ -9,30 +9,45 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from vqa_grpo.contract.failure import ConfigurationError, RetryError, StepError
 from vqa_grpo.contract.layout import key_of
-from vqa_grpo.storage import publish
-from vqa_grpo.storage.reading import FETCH_BYTES, File, list_files, open_file
-from vqa_grpo.storage.store import is_remote, normalise
+from vqa_grpo.storage import publish, transfer
+from vqa_grpo.storage.reading import File, list_files
+from vqa_grpo.storage.store import is_remote, normalise, open_store
 from vqa_grpo.storage.transfer import Progress, nothing
 
 _HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]  # never code, never pickles
+_OTHER_WEIGHTS = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.gguf"]
+_HUB_SECONDS = 10.0  # to say what a name means
+T = TypeVar("T")
+
+
+class Named(NamedTuple):
+    """What a model is called from here on, and where a person should know something about it, one line that says so."""
+
+    name: str
+    note: str = ""
 
 
 def local_model(name: str, revision: str = "", progress: Progress = nothing) -> str:
     """The folder that holds a model, fetched first where need be; a folder's name stays as it is.
 
-    `progress` hears of the bytes of a published model. Raises ConfigurationError where there is no such model,
+    `progress` hears of the bytes that come from S3. Raises ConfigurationError where there is no such model,
     RetryError where its place does not answer.
     """
     if publish.looks_published(name):
         if not is_remote(name) or publish.is_published(name):
             return str(publish.fetch(name, publish.cache_folder(), progress))
-        return str(_from_prefix(name, publish.cache_folder() / "models"))
+        return str(_from_prefix(normalise(name), publish.cache_folder() / "models", progress))
     if Path(name).expanduser().is_dir() or not (hub := _HUB.fullmatch(name)):
         return name
     return _from_hub(hub["name"], hub["revision"] or revision)
@@ -60,23 +75,47 @@ def check_source(source: str, called: str) -> None:
         )
 
 
-def pinned(name: str) -> str:
+def pinned(name: str) -> Named:
     """A hub name with the commit that it means now, so that every process and every retry gets the same weights.
 
-    Any other name stays as it is, and so does a hub name where the hub does not answer.
+    Any other name stays as it is, and so does a hub name where the hub does not answer, which the note then says.
     """
     hub = _HUB.fullmatch(name)
     if Path(name).expanduser().is_dir() or is_remote(name) or not hub or _COMMIT.fullmatch(hub["revision"] or ""):
-        return name
+        return Named(name)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    def ask() -> str:
+        return str(HfApi().model_info(hub["name"], revision=hub["revision"], timeout=_HUB_SECONDS).sha)
+
     try:
-        return f"{hub['name']}@{HfApi().model_info(hub['name'], revision=hub['revision']).sha}"
+        return Named(f"{hub['name']}@{_in_time(ask)}")
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise _unknown(name, error) from None
-    except Exception:  # of the connection, of which each version of the library has its own kinds
-        return name
+    except TimeoutError:
+        why = f"no answer in {_HUB_SECONDS:g} s"
+    except Exception as error:  # of the connection, of which each version of the library has its own kinds
+        why = _line(error)
+    return Named(
+        name,
+        f"the hub does not say which commit {name} is now ({why}), so that a later process or retry may get other "
+        f"weights: write {hub['name']}@COMMIT, or a folder",
+    )
+
+
+def _in_time(ask: Callable[[], T]) -> T:
+    """What `ask` returns or raises, or TimeoutError: the library's own limit counts anew for each address it tries."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="hub", daemon=True).start()
+    return answer.result(_HUB_SECONDS)
 
 
 def _from_hub(name: str, revision: str) -> str:
@@ -107,41 +146,54 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def plain_copy(uri: str) -> str:
-    """The URI of a model that somebody copied to S3 as it was; ConfigurationError where there is none."""
-    _files_of(uri)
-    return normalise(uri)
+def plain_copy(uri: str) -> Named:
+    """A model that somebody copied to S3 as it was; ConfigurationError where there is none that may be loaded."""
+    names = [file.name for file in _copied(uri)]
+    left = [name for name in names if _is_any(name, _OTHER_WEIGHTS)]
+    more = f" and {len(left) - 1} more" if left[1:] else ""
+    note = f"only safetensors are loaded, never pickles: {left[0]}{more} at {uri} will not be used" if left else ""
+    return Named(normalise(uri), note)
 
 
-def _files_of(uri: str) -> list[File]:
+def _copied(uri: str) -> list[File]:
+    """All that lies there beside a config.json and weights that may be loaded."""
     files = [file for file in list_files(uri) if "/" not in file.name]
-    if not any(file.name == "config.json" for file in files):
+    names = [file.name for file in files]
+    if "config.json" not in names:
         raise ConfigurationError(f"no model lies at {uri}: neither published, nor a config.json; mend model.base")
+    if not any(name.endswith(".safetensors") for name in names):
+        others = ", ".join(name for name in names if _is_any(name, _OTHER_WEIGHTS))
+        raise ConfigurationError(
+            f"the model at {uri} has no *.safetensors{f', only {others}' if others else ''}: pickles are never loaded; "
+            "save it with transformers' save_pretrained, and copy that"
+        )
     return files
 
 
-def _from_prefix(uri: str, cache: Path) -> Path:
+def _is_any(name: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _from_prefix(uri: str, cache: Path, progress: Progress) -> Path:
     """A plain copy has no manifest: it is known by names, sizes and tags of its files."""
-    files = _files_of(uri)
-    final = cache / key_of(uri, [list(file) for file in files])
-    if final.is_dir():
-        return final
-    with publish.turn(final.with_suffix(".lock")):
-        if not final.is_dir():
-            unfinished = final.with_suffix(".part")
-            unfinished.mkdir(exist_ok=True)
-            for file in files:
-                _download(uri, file, unfinished / file.name)
-            unfinished.rename(final)
-    return final
 
+    def wanted() -> list[File]:
+        return [file for file in _copied(uri) if _is_any(file.name, _FILES)]
 
-def _download(uri: str, file: File, path: Path) -> None:
-    if path.is_file() and path.stat().st_size == file.size:  # an earlier try's, whole: see the rename
-        return
-    staged = path.with_name(f".{path.name}.part")  # written by whoever holds the lock, over what a killed one left
-    with open_file(f"{uri}/{file.name}") as theirs, staged.open("wb") as ours:
-        shutil.copyfileobj(theirs, ours, FETCH_BYTES)
-    if staged.stat().st_size != file.size:
-        raise RetryError(f"{uri}/{file.name} changed while it was fetched: try again")
-    staged.rename(path)
+    files = wanted()
+
+    def download(work: Path) -> Path:
+        sizes = {file.name: {"size": file.size} for file in files}
+        try:
+            folder = transfer.receive(open_store(uri), sizes, work, progress)
+        except StepError:
+            if wanted() == files:
+                raise
+        else:
+            whole = all((folder / file.name).stat().st_size == file.size for file in files)
+            if whole and wanted() == files:
+                return folder
+        shutil.rmtree(work, ignore_errors=True)  # some of it may be of the one version, some of the other
+        raise RetryError(f"{uri} changed while it was fetched: try again")
+
+    return publish.download_once(cache / key_of(uri, [list(file) for file in files]), download)

@@ -34,14 +34,17 @@ def prepare_model(config: str, dataset_uri: str, root: str) -> Prepared:
     if base.startswith("builtin:"):
         raise ConfigurationError(f"model.base {base!r} is not built in: the one that is, is {TINY}")
     announce("prepare", "started")
+    note = ""
     if is_remote(base) and not publish.is_published(base):
-        base = plain_copy(base)
+        base, note = plain_copy(base)
     elif publish.looks_published(base):
         base = publish.get(base).uri
     elif Path(base).expanduser().is_dir():
         base = str(Path(base).expanduser().absolute())
     else:
-        base = pinned(base)
+        base, note = pinned(base)
+    if note:
+        announce("prepare", "note", why=note)
     announce("prepare", "finished", base=base)
     return Prepared(base)
 

@@ -147,15 +147,26 @@ def fetch(uri: str, cache: Path, progress: Progress = nothing) -> Path:
     if not published.root.startswith("s3://"):
         _check_digests(Path(published.root), published)
         return Path(published.root)
-    final = cache / published.digest
+
+    def download(work: Path) -> Path:
+        return transfer.receive(open_store(published.root), published.files, work, progress)
+
+    return download_once(cache / published.digest, download)
+
+
+def download_once(final: Path, download: Callable[[Path], Path]) -> Path:
+    """The folder `final`, made by one of the processes of a machine while the others wait.
+
+    `download` gets a folder that keeps what an earlier try left to go on from, and returns the whole one in it.
+    """
     if final.is_dir():
         return final
-    with turn(cache / f"{published.digest}.lock"):
+    with turn(final.with_name(f"{final.name}.lock")):
         if final.is_dir():
             return final
-        work = cache / f"{published.digest}.part"
+        work = final.with_name(f"{final.name}.part")
         try:
-            folder = transfer.receive(open_store(published.root), published.files, work, progress)
+            folder = download(work)
         except StepError:
             if final.is_dir():  # a machine that shares this disk, but not our lock, was faster
                 return final
