@@ -11,12 +11,14 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError, RetryError
-from vqa_grpo.storage import publish, store
+from vqa_grpo.storage import bulk, publish, store, transfer
+from vqa_grpo.storage.store import S3Store
 from vqa_grpo.training import checkpoints
 from vqa_grpo.training.checkpoints import Keeper, Layout, choose, seal, verify
 
@@ -241,6 +243,48 @@ def test_what_was_damaged_in_storage_is_passed_over(tmp_path: Path) -> None:
     assert found is not None
     assert verify(found).step == 5
     assert len(said) == 2
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One after the other: which were fetched, and one that S3 does not give."""
+    monkeypatch.setattr(transfer, "AT_ONCE", 1)
+    read_range, seen = S3Store.read_range, SimpleNamespace(fetched=[], broken=None)
+
+    def read(self: S3Store, name: str, start: int, end: int) -> Any:
+        if (name, start) == seen.broken:
+            raise RetryError("S3 does not answer")
+        seen.fetched.append((name, start))
+        return read_range(self, name, start, end)
+
+    monkeypatch.setattr(S3Store, "read_range", read)
+    return seen
+
+
+def test_a_download_that_breaks_off_costs_no_steps_and_goes_on(
+    tmp_path: Path, s3: str, pieces: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, here = f"{s3}/{tmp_path.name}", tmp_path / "new"
+    keep(tmp_path / "old", uri, None, ALONE, 5, 10)
+    monkeypatch.setattr(bulk, "PART", 100)
+    pieces.broken = ("optimizer.pt", 200)
+    with pytest.raises(RetryError, match="S3 does not answer"):
+        choose([str(here), uri], here, ALONE)
+    assert ("optimizer.pt", 100) in pieces.fetched
+    assert choose([str(here)], here, ALONE) is None  # half of it is none
+    pieces.broken = None
+    assert choose([str(here), uri], here, ALONE) == here / "checkpoint-10"
+    assert verify(here / "checkpoint-10").step == 10
+    assert len(pieces.fetched) == len(set(pieces.fetched))  # none twice
+    assert [path.name for path in here.iterdir()] == ["checkpoint-10"]
+
+
+def test_what_a_killed_process_left_as_whole_is_not_trusted(tmp_path: Path, s3: str) -> None:
+    uri, here = f"{s3}/{tmp_path.name}", tmp_path / "new"
+    keep(tmp_path / "old", uri, None, ALONE, 5, 10)
+    folder = publish.fetch(f"{uri}/step-000010", here / checkpoints.FETCHED)
+    flip(folder / "optimizer.pt", 7)  # as after a power cut
+    assert choose([str(here), uri], here, ALONE) == here / "checkpoint-10"
 
 
 # --- several nodes ------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vqa_grpo.contract.failure import ConfigurationError, DataError, StepError
+from vqa_grpo.contract.failure import ConfigurationError, DataError, RetryError, StepError
 from vqa_grpo.storage.publish import MANIFEST, READY, describe, facts_of, fetch, publish_folder
 from vqa_grpo.storage.publish import find as find_published
 from vqa_grpo.storage.store import explain_os_error, is_remote, normalise, open_store
@@ -434,21 +434,32 @@ def _marker_of(metadata: dict[str, Any]) -> Marker:
 
 
 def _first_whole(offers: list[Offer], output_dir: Path, say: Say) -> str | None:
-    """The first of several copies of one save that is whole, local ones first."""
+    """The first of several copies of one save that is whole, local ones first.
+
+    Raises RetryError where S3 cannot hand one over now: to pass it over would cost the steps since the one before.
+    """
     for offer in sorted(offers, key=lambda offer: offer.published):
         try:
             folder = _fetched(offer, output_dir) if offer.published else Path(offer.place)
             verify(folder)
             return str(folder)
         except (StepError, OSError) as error:  # a file that cannot be read is as good as damaged
+            if isinstance(error, RetryError) and is_remote(offer.place):
+                raise
             say(f"{offer.place} is passed over: {error}")
     return None
 
 
 def _fetched(offer: Offer, output_dir: Path) -> Path:
-    """A published checkpoint in the output directory, as if it had been saved there."""
+    """A published checkpoint in the output directory, as if it had been saved there.
+
+    What breaks off lies in FETCHED, for the next try to go on from.
+    """
     work = output_dir / FETCHED
     final = output_dir / f"checkpoint-{offer.marker.step}"
+    for left in work.glob("*"):
+        if not left.suffix:  # whole, it seems, and its process was killed: nobody has checked what the disk kept of it
+            shutil.rmtree(left, ignore_errors=True)
     try:
         folder = fetch(offer.place, work)
         if work not in folder.parents:  # it lies in a folder here, where another node may withdraw it while we read
@@ -457,8 +468,7 @@ def _fetched(offer: Offer, output_dir: Path) -> Path:
         folder.rename(final)
     except OSError as error:
         raise explain_os_error(error) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     return final
 
 
