@@ -11,9 +11,10 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,10 +32,10 @@ class Entry(NamedTuple):
 
 
 class Unfinished(NamedTuple):
-    """An upload that has begun and not ended: the name it is for, since when, and what tells it from others."""
+    """An upload that has begun and not ended: the name it is for, its last sign of life, what tells it from others."""
 
     name: str
-    started: float  # seconds since 1970
+    written: float  # seconds since 1970
     key: str
 
 
@@ -68,9 +69,10 @@ class Store(Protocol):
     def delete(self, prefix: str) -> None:
         """Delete every object whose name starts with `prefix`."""
 
-    def unfinished(self) -> list[Unfinished]: ...
+    def unfinished(self, prefix: str = "") -> list[Unfinished]: ...
 
-    def discard(self, upload: Unfinished) -> None: ...
+    def discard(self, name: str, key: str) -> None:
+        """Delete what there is of an unfinished upload."""
 
 
 def normalise(uri: str) -> str:
@@ -199,20 +201,22 @@ class DiskStore:
             return file.read(end - start)
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        found = []
-        for path in self._files(prefix):
-            try:
-                facts = path.stat()
-            except FileNotFoundError:
-                continue  # another writer's temporary file
-            found.append(Entry(path.relative_to(self._root).as_posix(), facts.st_size, facts.st_mtime))
-        return found
+        with _disk_errors():
+            return sorted(entry for entry in self._entries(prefix.rpartition("/")[0]) if entry.name.startswith(prefix))
 
-    def _files(self, prefix: str = "") -> Iterator[Path]:
-        start = self._root / prefix if prefix.endswith("/") else self._root
-        for path in sorted(start.rglob("*")):
-            if path.is_file() and path.relative_to(self._root).as_posix().startswith(prefix):
-                yield path
+    def _entries(self, below: str) -> Iterator[Entry]:
+        """Every file; what another process renames or deletes meanwhile may be missing."""
+
+        def explain(error: OSError) -> None:
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                raise error
+
+        for folder, _, names in os.walk(self._root / below, onerror=explain):
+            for path in (Path(folder, name) for name in names):
+                with suppress(FileNotFoundError):
+                    facts = path.stat()
+                    if stat.S_ISREG(facts.st_mode):
+                        yield Entry(path.relative_to(self._root).as_posix(), facts.st_size, facts.st_mtime)
 
     def delete(self, prefix: str) -> None:
         with _disk_errors():
@@ -220,18 +224,18 @@ class DiskStore:
                 (self._root / entry.name).unlink(missing_ok=True)
             shutil.rmtree(self._root / prefix, ignore_errors=True) if prefix.endswith("/") else None
 
-    def unfinished(self) -> list[Unfinished]:
+    def unfinished(self, prefix: str = "") -> list[Unfinished]:
         found = []
-        for path in self._files():
-            if match := _STAGED.fullmatch(path.name):
-                key = path.relative_to(self._root).as_posix()
-                name = path.with_name(match.group(1)).relative_to(self._root).as_posix()
-                found.append(Unfinished(name, path.stat().st_mtime, key))
+        for entry in self.entries(prefix[: prefix.rfind("/") + 1]):
+            folder, slash, own = entry.name.rpartition("/")
+            match = _STAGED.fullmatch(own)
+            if match and (name := f"{folder}{slash}{match.group(1)}").startswith(prefix):
+                found.append(Unfinished(name, entry.modified, entry.name))
         return found
 
-    def discard(self, upload: Unfinished) -> None:
+    def discard(self, name: str, key: str) -> None:
         with _disk_errors():
-            (self._root / upload.key).unlink(missing_ok=True)
+            (self._root / key).unlink(missing_ok=True)
 
     @contextmanager
     def _staged(self, name: str) -> Iterator[tuple[Path, Path]]:
@@ -403,13 +407,12 @@ class S3Store:
         start = len(self._key(""))
         return [
             Entry(item["Key"][start:], item["Size"], item["LastModified"].timestamp())
-            for item in self._listed("list_objects_v2", "Contents", prefix)
+            for item in self._listed("list_objects_v2", "Contents", Prefix=self._key(prefix))
         ]
 
-    def _listed(self, operation: str, member: str, prefix: str = "") -> Iterator[Any]:
-        with _s3_errors(f"{self.uri}/{prefix}"):
-            pages = _client().get_paginator(operation).paginate(Bucket=self._bucket, Prefix=self._key(prefix))
-            for page in pages:
+    def _listed(self, operation: str, member: str, **which: str) -> Iterator[Any]:
+        with _s3_errors(self.uri):
+            for page in _client().get_paginator(operation).paginate(Bucket=self._bucket, **which):
                 yield from page.get(member, [])
 
     def delete(self, prefix: str) -> None:
@@ -417,17 +420,22 @@ class S3Store:
         with _s3_errors(f"{self.uri}/{prefix}"):
             bulk.delete(self._bulk(), keys)
 
-    def unfinished(self) -> list[Unfinished]:
+    def unfinished(self, prefix: str = "") -> list[Unfinished]:
         start = len(self._key(""))
-        return [
-            Unfinished(item["Key"][start:], item["Initiated"].timestamp(), item["UploadId"])
-            for item in self._listed("list_multipart_uploads", "Uploads")
-        ]
+        found = []
+        for item in self._listed("list_multipart_uploads", "Uploads", Prefix=self._key(prefix)):
+            one = {"Key": item["Key"], "UploadId": item["UploadId"]}
+            try:
+                parts = [part["LastModified"] for part in self._listed("list_parts", "Parts", **one)]
+            except DataError:
+                continue  # it ended meanwhile
+            written = max([item["Initiated"], *parts]).timestamp()
+            found.append(Unfinished(item["Key"][start:], written, item["UploadId"]))
+        return found
 
-    def discard(self, upload: Unfinished) -> None:
+    def discard(self, name: str, key: str) -> None:
         try:
-            with _s3_errors(f"{self.uri}/{upload.name}"):
-                key = self._key(upload.name)
-                _client().abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload.key)
+            with _s3_errors(f"{self.uri}/{name}"):
+                _client().abort_multipart_upload(Bucket=self._bucket, Key=self._key(name), UploadId=key)
         except DataError:
             return  # it ended meanwhile
