@@ -192,6 +192,41 @@ def test_no_half_file_is_ever_seen_under_its_name(tmp_path: Path, monkeypatch: p
     assert named(kept.entries()) == [("name", 5)]
 
 
+def test_what_another_process_deletes_while_it_is_listed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = open_store(str(tmp_path))
+    for name in ("a/1", "gone/deep/2", "z"):
+        kept.write(name, b"x")
+    scandir = os.scandir
+
+    def late(path: Any) -> Any:
+        if str(path).endswith("/gone"):
+            kept_away = shutil.move(path, tmp_path.parent / f"{tmp_path.name}-gone")
+            assert kept_away
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert [entry.name for entry in kept.entries()] == ["a/1", "z"]
+
+
+def test_a_folder_that_may_not_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made" / "closed").mkdir(parents=True)
+    (tmp_path / "made" / "closed" / "name").write_bytes(b"x")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("/closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "made/closed" in failure(ConfigurationError, open_store(str(tmp_path / "made")).entries)
+    assert "made/closed" in failure(ConfigurationError, publish.publish_folder, str(tmp_path / "x"), tmp_path / "made")
+
+
 # --- S3 goes wrong ----------------------------------------------------------------------------------------------
 
 

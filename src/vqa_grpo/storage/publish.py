@@ -27,6 +27,7 @@ from typing import Any
 
 from vqa_grpo.contract.failure import DataError, RetryError, StepError
 from vqa_grpo.storage import transfer
+from vqa_grpo.storage.reading import explain_read_error
 from vqa_grpo.storage.store import explain_os_error, is_remote, open_store, sha256_of
 from vqa_grpo.storage.transfer import Files, Progress, nothing
 
@@ -224,14 +225,25 @@ def describe(folder: Path) -> Files:
     """Size and SHA-256 of every file below `folder`, by relative name."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: nothing to publish")
-    paths = sorted(folder.rglob("*"))
-    for path in paths:
-        if path.is_symlink():
-            raise DataError(f"{path} is a symbolic link: only plain files can be published")
-    paths = [path for path in paths if path.is_file()]
-    with ThreadPoolExecutor(min(transfer.AT_ONCE, os.cpu_count() or 1)) as pool:
-        names = (path.relative_to(folder).as_posix() for path in paths)
-        return dict(zip(names, pool.map(facts_of, paths), strict=True))
+    try:
+        paths = sorted(_files_below(folder))
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        with ThreadPoolExecutor(min(transfer.AT_ONCE, os.cpu_count() or 1)) as pool:
+            return dict(zip(names, pool.map(facts_of, paths), strict=True))
+    except OSError as error:
+        raise explain_read_error(error) from error
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:  # what cannot be listed must not be left out
+        raise error
+
+    for at, folders, names in os.walk(folder, onerror=refuse):
+        for path in (Path(at, name) for name in (*folders, *names)):
+            if path.is_symlink():
+                raise DataError(f"{path} is a symbolic link: only plain files can be published")
+            if path.is_file():
+                yield path
 
 
 def facts_of(path: Path) -> dict[str, Any]:
