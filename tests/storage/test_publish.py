@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,24 @@ def test_a_fetched_folder_is_downloaded_once(
     monkeypatch.setattr(S3Store, "read_range", lambda *_: pytest.fail("downloaded again"))
     assert publish.fetch(uri, tmp_path / "cache") == first
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.name]
+
+
+def test_turns_are_taken_one_by_one_however_many_want_them(tmp_path: Path) -> None:
+    inside: list[int] = []
+    crowds: list[list[int]] = []
+
+    def take(number: int) -> int:
+        for _ in range(2000):
+            with publish.turn(tmp_path / "lock"):
+                inside.append(number)
+                crowds.append(list(inside))
+                inside.remove(number)
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(take, range(4))) == [0, 1, 2, 3]
+    assert all(len(crowd) == 1 for crowd in crowds)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- killed, lost, damaged --------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def turn(path: Path) -> Iterator[None]:
                 with suppress(OSError):  # without locks two may download: the same bytes to the same places
                     fcntl.flock(file, fcntl.LOCK_EX)
                 # Who had it before us has deleted it: what we hold then keeps nobody else out.
-                if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                if not _lies_at(path, file.fileno()):
                     continue
                 try:
                     yield
@@ -200,6 +200,13 @@ def turn(path: Path) -> Iterator[None]:
                 return
     except OSError as error:
         raise explain_os_error(error) from error
+
+
+def _lies_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def is_published(uri: str) -> bool:
