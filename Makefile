@@ -58,13 +58,18 @@ image-trainer:
 	$(DOCKER) build $(BUILD_ARGS) $(TRAINER_ARGS) --build-arg REVISION=$$(git rev-parse HEAD) \
 	  -f images/trainer/Dockerfile -t $(REGISTRY)/trainer:$(VERSION) .
 
-# What was pushed is recorded by digest, and compile names it so.
+# What was pushed is recorded by digest, and compile names it so. Podman tells while it pushes: what it holds itself has
+# other digests (https://github.com/containers/podman/issues/14779).
 push-images: images
-	$(DOCKER) push -q $(REGISTRY)/steps:$(VERSION)
-	$(DOCKER) push -q $(REGISTRY)/trainer:$(VERSION)
-	digest() { $(DOCKER) image inspect --format '{{join .RepoDigests "\n"}}' $(REGISTRY)/$$1:$(VERSION) \
-	  | grep -F "$(REGISTRY)/$$1@"; }; \
-	steps=$$(digest steps) && trainer=$$(digest trainer) && \
+	push() { image="$(REGISTRY)/$$1"; \
+	  if $(DOCKER) push --help 2>&1 | grep -q -e --digestfile; then \
+	    $(DOCKER) push -q --digestfile images/.digest "$$image:$(VERSION)" >&2 && echo "$$image@$$(cat images/.digest)"; \
+	  else \
+	    $(DOCKER) push -q "$$image:$(VERSION)" >&2 && \
+	    $(DOCKER) image inspect --format '{{join .RepoDigests "\n"}}' "$$image:$(VERSION)"; \
+	  fi | grep -F -m 1 "$$image@sha256:" || { \
+	    echo "error: $(DOCKER) tells no digest of $$image: was it pushed? is REGISTRY right?" >&2; exit 1; }; }; \
+	steps=$$(push steps) && trainer=$$(push trainer) && rm -f images/.digest && \
 	printf '{\n "steps": "%s",\n "trainer": "%s"\n}\n' "$$steps" "$$trainer" > images/digests.json
 
 # Locks follow pyproject.toml and images/constraints.txt. TORCH_LOCK_ARGS says where uv finds torch's CPU build, as

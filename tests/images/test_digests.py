@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,58 @@ def test_the_file_in_the_tree_is_the_one_that_is_read():
     assert all(images.is_pinned(image) for image in recorded.values())
     for name, image in recorded.items():
         assert images.reference(name, {}) == image
+
+
+# Each knows an image by several digests; what podman pushed has another one.
+PROGRAMS = {
+    "docker": """#!/bin/sh
+for last; do :; done
+case "$1 $2" in "image inspect") printf '%s\\n' elsewhere/x@sha256:0 "${last%:*}@sha256:1" "${last%:*}@sha256:2";; esac
+""",
+    "podman": """#!/bin/sh
+for last; do :; done
+case "$1 $2" in
+  "push --help") echo "--digestfile string";;
+  "push -q") printf sha256:1 > "$4";;
+  "image inspect") echo "${last%:*}@sha256:2";;
+esac
+""",
+    "silent": "#!/bin/sh\n",
+    "offline": "#!/bin/sh\n[ $1 != push ] || exit 1",
+}
+
+
+@pytest.fixture
+def push(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """`make push-images` in a copy of the tree's Makefile, with a program that builds and pushes nothing."""
+
+    def run(program: str) -> subprocess.CompletedProcess[str]:
+        top = Path(__file__).parents[2]
+        for name in ("Makefile", "images/constraints.txt", "src/vqa_grpo/__init__.py"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(top / name, tmp_path / name)
+        (tmp_path / program).write_text(PROGRAMS[program])
+        (tmp_path / program).chmod(0o755)
+        command = ["make", "push-images", f"DOCKER=./{program}", "REGISTRY=registry.example:5000/us"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.mark.parametrize("program", ["docker", "podman"])
+def test_of_several_digests_the_one_that_was_pushed_is_recorded(push, tmp_path, program):
+    assert push(program).returncode == 0
+    recorded = json.loads((tmp_path / "images" / "digests.json").read_text())
+    assert recorded == {name: f"registry.example:5000/us/{name}@sha256:1" for name in ("steps", "trainer")}
+    assert not (tmp_path / "images" / ".digest").exists()
+
+
+@pytest.mark.parametrize("program", ["silent", "offline"])
+def test_a_push_without_a_digest_is_an_error_and_records_nothing(push, tmp_path, program):
+    done = push(program)
+    assert done.returncode != 0
+    assert f"error: ./{program} tells no digest of registry.example:5000/us/steps: was it pushed?" in done.stderr
+    assert not (tmp_path / "images" / "digests.json").exists()
 
 
 def test_compiling_with_tags_warns_in_words_and_with_digests_does_not(tmp_path, capsys, monkeypatch):
