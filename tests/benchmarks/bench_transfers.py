@@ -5,8 +5,9 @@
 
 - small: 5,000 files of 20 KB. large: a checkpoint's folder, four files of 500 MB (`--megabytes` in all).
 - ours: `publish_folder` and `fetch` as every step uses them: each byte hashed for the manifest, sent with a SHA-256
-  per part, hashed again on arrival, READY put last. s5cmd: `cp` with its own defaults. boto3: one client, `upload_file`
-  or `download_file` for one file after the other.
+  per part, hashed again on arrival, READY put last. s5cmd: `cp` with its own defaults. s5cmd+sha256: the same, and a
+  SHA-256 of every file, before on the way up, afterwards on the way down: what the digests cost whoever wants them.
+  boto3: one client, `upload_file` or `download_file` for one file after the other.
 - half: ours with half the bytes of large, once, for what memory does.
 
 Every transfer is a process of its own: its CPU seconds (the server's are not counted), the peak of its resident memory,
@@ -57,6 +58,24 @@ else:
             client.download_file(bucket, item["Key"], f"{folder}/{item['Key'].rpartition('/')[2]}")
 print(time.monotonic() - began)
 """
+S5CMD_SHA256 = """
+import hashlib, os, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+way, folder, *command = sys.argv[1:]
+def digest(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+def copy():
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def digests():
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(digest, Path(folder).iterdir()))
+began = time.monotonic()
+for work in (digests, copy) if way == "up" else (copy, digests):
+    work()
+print(time.monotonic() - began)
+"""
 
 
 class Figures(NamedTuple):
@@ -66,10 +85,11 @@ class Figures(NamedTuple):
 
 
 def command(candidate: str, way: str, uri: str, folder: Path, endpoint: str) -> list[str]:
-    if candidate == "s5cmd":
+    if candidate.startswith("s5cmd"):
         places = [f"{folder}/*", f"{uri}/"] if way == "up" else [f"{uri}/*", f"{folder}/"]
         beside = Path(sys.executable).with_name("s5cmd")
-        return [str(beside) if beside.exists() else "s5cmd", "--endpoint-url", endpoint, "cp", *places]
+        words = [str(beside) if beside.exists() else "s5cmd", "--endpoint-url", endpoint, "cp", *places]
+        return words if candidate == "s5cmd" else [sys.executable, "-c", S5CMD_SHA256, way, str(folder), *words]
     return [sys.executable, "-c", BOTO3 if candidate == "boto3" else OURS, way, uri, str(folder)]
 
 
@@ -148,7 +168,7 @@ def bench(work: Path, task: str, candidates: list[str], repeat: int, megabytes: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="+", default=["small", "large"], choices=["small", "large"])
-    parser.add_argument("--candidates", nargs="+", default=["ours", "s5cmd", "boto3"])
+    parser.add_argument("--candidates", nargs="+", default=["ours", "s5cmd", "s5cmd+sha256", "boto3"])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--megabytes", type=int, default=2_000)
     parser.add_argument("--work", type=Path, help="room for three times the bytes; a RAM disk leaves the disk out")
