@@ -14,7 +14,14 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 FAULTS = ("500", "503", "429", "reset", "lost", "short")
-_ANSWERS = {"500": "InternalError", "503": "SlowDown", "429": "TooManyRequests", "501": "NotImplemented"}
+_ANSWERS = {
+    "500": "InternalError",
+    "503": "SlowDown",
+    "429": "TooManyRequests",
+    "501": "NotImplemented",
+    "301": "PermanentRedirect",
+    "400": "ExpiredToken",
+}
 
 
 class Request(NamedTuple):
@@ -24,7 +31,7 @@ class Request(NamedTuple):
     headers: dict[str, str]  # names in small letters
 
 
-# What goes wrong with a request: one of FAULTS, "501", "unconditional" (the precondition is dropped), or "".
+# What goes wrong with a request: one of FAULTS or _ANSWERS, "unconditional" (the precondition is dropped), or "".
 Spoil = Callable[[Request], str]
 
 

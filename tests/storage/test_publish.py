@@ -243,7 +243,7 @@ def test_a_damaged_ready_file_is_refused(place: str, make_folder: MakeFolder, re
     assert "READY is not one of ours or damaged" in one_line(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../outside", "deep/../../outside", "/tmp/outside-of-all"])  # noqa: S108
+@pytest.mark.parametrize("name", ["../outside", "deep/../../outside", "/tmp/outside-of-all", "a\0b"])  # noqa: S108
 def test_a_manifest_that_leads_outside_is_refused(
     place: str, make_folder: MakeFolder, tmp_path: Path, name: str
 ) -> None:
@@ -268,8 +268,19 @@ def test_a_manifest_that_leads_outside_is_refused(
         lambda manifest: manifest.update(files=["a.txt"]),
         lambda manifest: manifest.update(files={"a.txt": 5}),
         lambda manifest: manifest.pop("metadata"),
+        lambda manifest: manifest["files"]["a.txt"].pop("size"),
+        lambda manifest: manifest["files"]["a.txt"].update(size="5"),
     ],
-    ids=["a path for a digest", "another digest", "no digest", "a list of files", "no facts", "no metadata"],
+    ids=[
+        "a path for a digest",
+        "another digest",
+        "no digest",
+        "a list of files",
+        "no facts",
+        "no metadata",
+        "no size",
+        "words for a size",
+    ],
 )
 def test_a_manifest_of_another_shape_is_refused(
     place: str, make_folder: MakeFolder, tmp_path: Path, change: Callable[[dict[str, Any]], object]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from storage_proxy import Proxy, Request
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError, StepError
 from vqa_grpo.storage import reading, store
@@ -159,6 +160,23 @@ def test_an_answer_that_breaks_off_is_asked_for_again(s3: str, monkeypatch: pyte
     with open_file(f"{s3}/broken/file") as file:
         assert file.read() == DATA
     assert not failing
+
+
+@pytest.mark.parametrize("call", [lambda uri: open_file(uri).read(), lambda uri: read_file(uri, len(DATA))])
+def test_an_answer_cut_short_is_asked_for_again(proxied: tuple[Proxy, str], call: Callable[[str], bytes]) -> None:
+    proxy, place = proxied
+    open_store(place).write("file", DATA)
+    spoiled: list[str] = []
+
+    def once(request: Request) -> str:
+        if request.method != "GET" or spoiled:
+            return ""
+        spoiled.append(request.path)
+        return "short"
+
+    proxy.restart(once)
+    assert call(f"{place}/file") == DATA
+    assert spoiled
 
 
 def test_wrong_credentials_are_named_when_listing_and_opening(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from storage_proxy import Proxy
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError, RetryError, StepError
 from vqa_grpo.storage import bulk, publish, store
@@ -287,6 +288,21 @@ def test_new_credentials_count_from_the_next_client_on(s3: str, change_env: Call
     publish.find(f"{s3}/x")  # boto3's shared session would have kept the good ones
     change_env(AWS_SECRET_ACCESS_KEY="wrong")  # noqa: S106
     failure(ConfigurationError, publish.find, f"{s3}/x")
+
+
+def test_a_bucket_of_another_region_is_a_mistake_and_a_token_that_ran_out_is_not(proxied: tuple[Proxy, str], tmp_path: Path) -> None:
+    proxy, place = proxied
+    (tmp_path / "file").write_bytes(b"x")
+    kept = open_store(place)
+    kept.write("name", b"x")
+    bulk_calls = [(kept.read_range, ("name", 0, 1)), (kept.upload, ("name", tmp_path / "file", ""))]
+    proxy.restart(lambda request: "400")
+    for call, arguments in [(kept.read, ("name",)), (kept.entries, ()), *bulk_calls]:
+        assert "(ExpiredToken): the session token is wrong, or has run out" in failure(RetryError, call, *arguments)
+    proxy.restart(lambda request: "301")  # boto3 goes to the region by itself
+    for call, arguments in bulk_calls:
+        message = failure(ConfigurationError, call, *arguments)
+        assert "another region than AWS_REGION says: set it to the bucket's" in message
 
 
 # --- the disk goes wrong ----------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def find(uri: str) -> Published | None:
         manifest = json.loads(manifest_bytes)
         digest, files, metadata = manifest["digest"], manifest["files"], manifest["metadata"]
         # The digest names a folder in the cache: it must be the files' own, whatever the manifest says.
-        trusted = digest == digest_of(files)
+        trusted = digest == digest_of(files) and all(type(facts["size"]) is int for facts in files.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         trusted = False
     if not trusted:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from vqa_grpo.contract.failure import ConfigurationError, DataError, RetryError, StepError
-from vqa_grpo.storage.store import ATTEMPTS, _client, _s3_errors, is_remote, normalise
+from vqa_grpo.storage.store import _client, _s3_errors, is_remote, normalise, read_whole
 
 FETCH_BYTES = 8 << 20  # one request for so much: enough to hide its latency, little enough to hold
 
@@ -138,9 +138,7 @@ def _head(uri: str) -> Any:
 def _read_remote(uri: str, most: int) -> bytes | None:
     try:
         with _s3_errors(uri):
-            answer = _client().get_object(**_bucket_and_key(uri))
-            _check_size(answer["ContentLength"], most)
-            return answer["Body"].read()
+            return read_whole(lambda size: _check_size(size, most), **_bucket_and_key(uri))
     except DataError:
         return None
 
@@ -179,18 +177,13 @@ class _Ranged(io.RawIOBase):
         return len(data)
 
     def _fetch(self, start: int, end: int) -> bytes:
-        from botocore.exceptions import ClientError, HTTPClientError
+        from botocore.exceptions import ClientError
 
         wanted = _bucket_and_key(self._uri) | {"Range": f"bytes={start}-{end - 1}", "IfMatch": self._tag}
         with _s3_errors(self._uri):
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    return _client().get_object(**wanted)["Body"].read()
-                except HTTPClientError:
-                    if attempt == ATTEMPTS:
-                        raise
-                except ClientError as error:
-                    if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
-                        raise DataError(f"{self._uri} changed while it was read: start again") from None
-                    raise
-        raise AssertionError("every attempt returns or raises")
+            try:
+                return read_whole(**wanted)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 412:
+                    raise DataError(f"{self._uri} changed while it was read: start again") from None
+                raise

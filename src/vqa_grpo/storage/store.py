@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -252,7 +252,7 @@ class DiskStore:
 # --- S3 ---------------------------------------------------------------------------------------------------------
 
 
-ATTEMPTS = 3  # botocore repeats a request that fails, but not an answer that breaks off
+_ATTEMPTS = 3  # botocore repeats a request that fails, but not an answer that breaks off
 
 
 @cache
@@ -283,6 +283,22 @@ def _client() -> Any:
 
 def _endpoint_variable() -> str:
     return "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
+
+
+def read_whole(accept: Callable[[int], object] = lambda size: None, **wanted: str) -> bytes:
+    """What `get_object` gives, asked for again where the answer breaks off; `accept` may refuse its size by raising."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+    from urllib3.exceptions import HTTPError
+
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            answer = _client().get_object(**wanted)
+            accept(answer["ContentLength"])
+            return bytes(answer["Body"].read())
+        except (HTTPClientError, IncompleteReadError, HTTPError):
+            if attempt == _ATTEMPTS:
+                raise
+    raise AssertionError("every attempt returns or raises")
 
 
 @contextmanager
@@ -324,6 +340,7 @@ _MAY_PASS = {
     "ExpiredToken": _TOKEN,
     "InvalidToken": _TOKEN,
     "InvalidTokenId": _TOKEN,
+    "TokenRefreshRequired": _TOKEN,
 }
 
 
@@ -333,6 +350,9 @@ def _explain_client_error(error: Any, what: str, endpoint: str) -> StepError:
     return _explain(code, status, f"{code} {error}", what, endpoint)
 
 
+_ELSEWHERE = ("PermanentRedirect", "AuthorizationHeaderMalformed")
+
+
 def _explain(code: str, status: int, text: str, what: str, endpoint: str) -> StepError:
     if code == "NoSuchBucket":
         return ConfigurationError(f"no such bucket at {endpoint}: {what}; create it or mend the URI")
@@ -340,6 +360,10 @@ def _explain(code: str, status: int, text: str, what: str, endpoint: str) -> Ste
         return DataError(f"not found at {endpoint}: {what}")
     if code in _MAY_PASS:
         return RetryError(f"{endpoint} refuses access to {what} ({code}): {_MAY_PASS[code]}")
+    if status == 301 or code in _ELSEWHERE or "incorrectly configured region" in text:
+        return ConfigurationError(
+            f"{what} lies in another region than AWS_REGION says: set it to the bucket's ({text})"
+        )
     if status in (401, 403):
         return ConfigurationError(f"{endpoint} refuses access to {what} ({code}): check the credentials and policy")
     return RetryError(f"S3 at {endpoint} failed on {what}: {text}")
@@ -358,20 +382,11 @@ class S3Store:
         return f"{self._prefix}/{name}" if self._prefix else name
 
     def read(self, name: str) -> bytes | None:
-        from botocore.exceptions import HTTPClientError, IncompleteReadError
-        from urllib3.exceptions import HTTPError
-
         try:
             with _s3_errors(f"{self.uri}/{name}"):
-                for attempt in range(1, ATTEMPTS + 1):
-                    try:
-                        return _client().get_object(Bucket=self._bucket, Key=self._key(name))["Body"].read()
-                    except (HTTPClientError, IncompleteReadError, HTTPError):
-                        if attempt == ATTEMPTS:
-                            raise
+                return read_whole(Bucket=self._bucket, Key=self._key(name))
         except DataError:
             return None
-        raise AssertionError("every attempt returns or raises")
 
     def write(self, name: str, data: bytes) -> None:
         with _s3_errors(f"{self.uri}/{name}"):

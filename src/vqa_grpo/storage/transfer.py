@@ -233,7 +233,7 @@ def _check_names_and_sizes(store: Store, files: Files, work: Path) -> None:
 
 def inside(folder: Path, name: str) -> Path:
     """`folder/name`, refused when a manifest's name would lead outside."""
-    if os.path.isabs(name) or ".." in Path(name).parts:
+    if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
         raise DataError(f"a manifest names {name!r}, which leads outside its folder: do not trust it")
     return folder / name
 
