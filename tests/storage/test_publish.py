@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -159,6 +160,23 @@ def test_turns_are_taken_one_by_one_however_many_want_them(tmp_path: Path) -> No
         assert list(pool.map(take, range(4))) == [0, 1, 2, 3]
     assert all(len(crowd) == 1 for crowd in crowds)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("loss", ["a file", "bytes of a file", "a folder"])
+def test_a_cached_folder_that_lost_something_is_fetched_anew(
+    s3: str, make_folder: MakeFolder, contents: Contents, tmp_path: Path, loss: str
+) -> None:
+    uri, folder = f"{s3}/{tmp_path.name}/lost", make_folder()
+    publish.publish_folder(uri, folder)
+    cached = publish.fetch(uri, tmp_path / "cache")
+    if loss == "a file":
+        (cached / "a.txt").unlink()
+    elif loss == "bytes of a file":
+        (cached / "a.txt").write_bytes(b"")
+    else:
+        shutil.rmtree(cached / "deep")
+    assert publish.fetch(uri, tmp_path / "cache") == cached
+    assert contents(cached) == contents(folder)
 
 
 # --- killed, lost, damaged --------------------------------------------------------------------------------------

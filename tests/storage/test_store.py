@@ -332,6 +332,19 @@ def test_a_full_disk_is_named_and_nothing_becomes_visible(small_disk: Path, tmp_
     assert "disk full while writing" in failure(RetryError, open_store(target).write, "name", b"x" * 1_000_000)
 
 
+def test_a_disk_that_fills_up_leaves_no_half_file_where_there_are_no_links(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    kept = open_store(str(small_disk))
+    assert "disk full" in failure(RetryError, kept.create, "READY", b"x" * 40_000)  # there is room for it once
+    assert kept.read("READY") is None
+    assert kept.create("READY", b"x")
+
+
 def test_a_full_disk_below_a_download_is_named(s3: str, small_disk: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "big.bin").write_bytes(b"x" * 1_000_000)

@@ -79,8 +79,8 @@ def test_a_download_that_broke_off_goes_on_after_the_pieces_it_has(
     journal = next((tmp_path / "cache").glob("*.part")) / "journal"
     there = len(journal.read_text().splitlines())
     assert there > 0
-    with journal.open("a") as file:
-        file.write('["big", 0')  # as a killed process leaves it
+    with journal.open("ab") as file:
+        file.write(b'\xff\x00\n["big", 0')  # as a power cut and a killed process leave it
     proxy.restart()
     assert contents(publish.fetch(place, tmp_path / "cache")) == contents(folder)
     again = [request.headers["range"] for request in proxy.requests if "range" in request.headers]

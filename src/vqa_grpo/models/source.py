@@ -181,9 +181,9 @@ def _from_prefix(uri: str, cache: Path, progress: Progress) -> Path:
         return [file for file in _copied(uri) if _is_any(file.name, _FILES)]
 
     files = wanted()
+    sizes = {file.name: {"size": file.size} for file in files}
 
     def download(work: Path) -> Path:
-        sizes = {file.name: {"size": file.size} for file in files}
         try:
             folder = transfer.receive(open_store(uri), sizes, work, progress)
         except StepError:
@@ -196,4 +196,4 @@ def _from_prefix(uri: str, cache: Path, progress: Progress) -> Path:
         shutil.rmtree(work, ignore_errors=True)  # some of it may be of the one version, some of the other
         raise RetryError(f"{uri} changed while it was fetched: try again")
 
-    return publish.download_once(cache / key_of(uri, [list(file) for file in files]), download)
+    return publish.download_once(cache / key_of(uri, [list(file) for file in files]), sizes, download)

@@ -152,19 +152,20 @@ def fetch(uri: str, cache: Path, progress: Progress = nothing) -> Path:
     def download(work: Path) -> Path:
         return transfer.receive(open_store(published.root), published.files, work, progress)
 
-    return download_once(cache / published.digest, download)
+    return download_once(cache / published.digest, published.files, download)
 
 
-def download_once(final: Path, download: Callable[[Path], Path]) -> Path:
-    """The folder `final`, made by one of the processes of a machine while the others wait.
+def download_once(final: Path, files: Files, download: Callable[[Path], Path]) -> Path:
+    """The folder `final` with `files`, made by one of the processes of a machine while the others wait.
 
     `download` gets a folder that keeps what an earlier try left to go on from, and returns the whole one in it.
     """
-    if final.is_dir():
+    if _has_all(final, files):
         return final
     with turn(final.with_name(f"{final.name}.lock")):
-        if final.is_dir():
+        if _has_all(final, files):
             return final
+        shutil.rmtree(final, ignore_errors=True)
         work = final.with_name(f"{final.name}.part")
         try:
             folder = download(work)
@@ -179,6 +180,14 @@ def download_once(final: Path, download: Callable[[Path], Path]) -> Path:
                 raise explain_os_error(error) from error
         shutil.rmtree(work, ignore_errors=True)
     return final
+
+
+def _has_all(folder: Path, files: Files) -> bool:
+    """By names and sizes: a power cut, or who tidies up old files, leaves folders that only seem to be whole."""
+    try:
+        return folder.is_dir() and all((folder / name).stat().st_size == files[name]["size"] for name in files)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 @contextmanager

@@ -176,8 +176,14 @@ class DiskStore:
     def _create_in_place(final: Path, data: bytes) -> bool:
         """On a file system without links (exFAT, SMB): as exclusive, but a reader may see the file half-written."""
         try:
-            with final.open("xb") as file:
-                file.write(data)
+            with final.open("xb", buffering=0) as file:
+                try:
+                    left = memoryview(data)
+                    while left:
+                        left = left[file.write(left) :]
+                except BaseException:
+                    final.unlink()
+                    raise
         except FileExistsError:
             return False
         return True

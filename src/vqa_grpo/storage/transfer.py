@@ -245,10 +245,10 @@ class _Journal:
         self._path = path
         self._known: set[_Piece] = set()
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     self._known.add(_Piece(*json.loads(line)))
-                except (ValueError, TypeError):  # the last line of a process that was killed
+                except (ValueError, TypeError):  # of a process that was killed, or what a power cut made of it
                     continue
 
     def __enter__(self) -> _Journal:
