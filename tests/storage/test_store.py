@@ -290,7 +290,9 @@ def test_new_credentials_count_from_the_next_client_on(s3: str, change_env: Call
     failure(ConfigurationError, publish.find, f"{s3}/x")
 
 
-def test_a_bucket_of_another_region_is_a_mistake_and_a_token_that_ran_out_is_not(proxied: tuple[Proxy, str], tmp_path: Path) -> None:
+def test_a_bucket_of_another_region_is_a_mistake_and_a_token_that_ran_out_is_not(
+    proxied: tuple[Proxy, str], tmp_path: Path
+) -> None:
     proxy, place = proxied
     (tmp_path / "file").write_bytes(b"x")
     kept = open_store(place)
