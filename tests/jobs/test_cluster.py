@@ -953,6 +953,16 @@ def test_another_run_or_another_job_is_not_held_to_it(
     assert in_kfp.created == [NAME, NAME]
 
 
+def test_a_job_that_runs_is_followed_whatever_was_said_before(in_kfp: FakeCluster, tmp_path: Path) -> None:
+    """As when storage did not answer the try before, which then knew of nothing."""
+    spec = in_storage(tmp_path)
+    verdict(in_kfp, spec)
+    in_kfp.scripts = [[*[RUNNING] * 9, SUCCEEDED]]
+    in_kfp.store(spec)
+    in_kfp.run(spec)
+    assert in_kfp.created == [NAME]
+
+
 def test_who_launches_by_hand_may_try_again_as_they_like(tmp_path: Path) -> None:
     fake = FakeCluster(RUNNING)
     verdict(fake, in_storage(tmp_path))

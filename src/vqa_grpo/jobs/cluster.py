@@ -126,7 +126,9 @@ class _ClusterJob:
             same = (last.get("annotations") or {}).get(HASH_ANNOTATION) == self.spec.spec_hash
             self._ours = same and not last.get("deletionTimestamp")  # a signal may come before we have adopted it
         had = sum(self._seconds(job) for job in attempts.values())
-        if (before := self._deleted_before()) and _attempt(before.job) >= _attempt(self.spec.name):
+        alive = any(not self._kind.state(job).finished for job in attempts.values())
+        before = None if alive else self._deleted_before()
+        if before and _attempt(before.job) >= _attempt(self.spec.name):
             self.spec = replace(self.spec, name=before.job)
             had = max(had, before.seconds)
         self._since.began -= had
