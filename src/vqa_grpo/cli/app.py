@@ -133,14 +133,27 @@ def storage(runs: Annotated[Path, typer.Option(help="The folder that the runs us
 @app.command()
 def cleanup(
     uri: Annotated[str, typer.Argument(help="Everything below it is looked at: s3://bucket/prefix or a folder.")],
-    older_than_hours: Annotated[float, typer.Option(help="What was written since then stays.")] = 24,
+    older_than_hours: Annotated[
+        float | None, typer.Option(help="What was written or used since then stays: 24, of a cache 336.")
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="It is a cache (VQA_GRPO_CACHE): what nobody has fetched from it since.")
+    ] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Delete what is found, instead of only listing it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Find, and with --delete remove, what writers that were killed left in storage; nothing published is touched."""
-    from vqa_grpo.storage.cleanup import clean_up
+    """Find, and with --delete remove, what writers that were killed left in storage; nothing published is touched.
 
-    found = clean_up(uri, older_than_hours, delete)
+    With --cache, find what no run has used for long of what runs have fetched.
+    """
+    from vqa_grpo.storage.cache import HOURS as UNUSED_HOURS
+    from vqa_grpo.storage.cache import prune
+    from vqa_grpo.storage.cleanup import HOURS, clean_up
+
+    if cache:
+        found = prune(Path(uri), UNUSED_HOURS if older_than_hours is None else older_than_hours, delete)
+    else:
+        found = clean_up(uri, HOURS if older_than_hours is None else older_than_hours, delete)
     lines = [f"{left.kind}  {left.name}  {left.objects} objects, {left.size:,} bytes, {left.hours} h" for left in found]
     lines.append(
         f"{len(found)} {'deleted' if delete else 'found; --delete removes them'}" if found else "nothing to do"

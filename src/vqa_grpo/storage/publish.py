@@ -161,10 +161,10 @@ def download_once(final: Path, files: Files, download: Callable[[Path], Path]) -
     `download` gets a folder that keeps what an earlier try left to go on from, and returns the whole one in it.
     """
     if _has_all(final, files):
-        return final
+        return _used(final)
     with turn(final.with_name(f"{final.name}.lock")):
         if _has_all(final, files):
-            return final
+            return _used(final)
         shutil.rmtree(final, ignore_errors=True)
         work = final.with_name(f"{final.name}.part")
         try:
@@ -180,6 +180,13 @@ def download_once(final: Path, files: Files, download: Callable[[Path], Path]) -
                 raise explain_os_error(error) from error
         shutil.rmtree(work, ignore_errors=True)
     return final
+
+
+def _used(folder: Path) -> Path:
+    """For `cache.prune`, which goes by the time of the last use."""
+    with suppress(OSError):  # somebody else's folder, or one that nobody may write to: then nobody prunes it either
+        os.utime(folder)
+    return folder
 
 
 def _has_all(folder: Path, files: Files) -> bool:
