@@ -396,9 +396,9 @@ def test_a_job_deleted_for_good_is_not_made_again_by_the_step_s_next_try(
     pipeline_run(cluster, False)
     monkeypatch.setenv("KFP_POD_NAME", "us")
     job = spec(status_uri=str(tmp_path), timeout_seconds=7200 if why == "image" else 120)
-    said = {str(fails(operator, job)) for _ in range(3)}
+    said = {str(fails(operator, job, speed=1000)) for _ in range(3)}
     assert len(said) == 2  # the first, and the first with a word on how to have another try
-    assert fails(operator, job).reason is reason
+    assert fails(operator, job, speed=1000).reason is reason
     assert cluster.created == names(0)
 
 
@@ -425,7 +425,7 @@ def test_an_image_that_is_not_there_is_a_matter_of_configuration(
     cluster: Cluster, capsys: pytest.CaptureFixture[str], reason: str
 ) -> None:
     operator = play(cluster, master=[image_missing(reason)], worker=[image_missing(reason)])
-    error = fails(operator, spec())
+    error = fails(operator, spec(), speed=1000)
     assert error.reason is FailureReason.CONFIGURATION
     assert reason in capsys.readouterr().out
     assert cluster.read("pytorchjobs") == []

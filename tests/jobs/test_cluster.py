@@ -956,11 +956,53 @@ def test_another_run_or_another_job_is_not_held_to_it(
 def test_a_job_that_runs_is_followed_whatever_was_said_before(in_kfp: FakeCluster, tmp_path: Path) -> None:
     """As when storage did not answer the try before, which then knew of nothing."""
     spec = in_storage(tmp_path)
-    verdict(in_kfp, spec)
+    in_kfp.pod_list.append(waiting_pod(MASTER, "ErrImagePull", "unauthorized"))
+    assert verdict(in_kfp, spec).reason is FailureReason.CONFIGURATION
+    in_kfp.pod_list.pop()
     in_kfp.scripts = [[*[RUNNING] * 9, SUCCEEDED]]
     in_kfp.store(spec)
     in_kfp.run(spec)
     assert in_kfp.created == [NAME]
+
+
+def test_the_time_of_a_job_that_was_deleted_counts_whatever_came_after_it(in_kfp: FakeCluster, tmp_path: Path) -> None:
+    spec = in_storage(tmp_path, queue_timeout_seconds=1800)
+    in_kfp.scripts = [[CREATED]]
+    assert verdict(in_kfp, spec).reason is FailureReason.RETRY  # 1800 s in the queue
+    in_kfp.errors = [None, ApiError(403, "a Role that is being applied anew")]
+    with pytest.raises(ConfigurationError):
+        in_kfp.run(spec)
+    in_kfp.store(spec, created=in_kfp.now - 600)  # by a launcher that was lost: 600 s
+    in_kfp.scripts, began = [[RUNNING]], in_kfp.now
+    assert verdict(in_kfp, spec).reason is FailureReason.CANCELLED
+    assert in_kfp.now - began == SPEC.timeout_seconds - 1800 - 600
+
+
+def test_a_launcher_lost_while_a_job_that_hung_is_made_anew_leaves_its_count_and_time(
+    in_kfp: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(BaseException):
+        pass
+
+    spec = in_storage(tmp_path, max_restarts=1, stall_timeout_seconds=300)
+    in_kfp.pod_list += [pod(MASTER), pod(WORKER)]
+    in_kfp.logs[MASTER] = lines("step 1")
+
+    def lose() -> None:
+        if in_kfp.deleted:
+            raise Lost
+
+    in_kfp.on_sleep = lose
+    with pytest.raises(Lost):
+        in_kfp.run(spec)
+    in_kfp.on_sleep, before = lambda: None, in_kfp.now
+    del in_kfp.pod_list[1:]
+    in_kfp.scripts = [[FAILED]]
+    assert "restarted 1 times" in str(verdict(in_kfp, spec))
+    assert in_kfp.created == [NAME, job_name(RUN, 1)]
+    left = record.read(str(tmp_path))
+    assert left is not None
+    assert left.seconds >= before - 10
 
 
 def test_who_launches_by_hand_may_try_again_as_they_like(tmp_path: Path) -> None:
@@ -970,15 +1012,12 @@ def test_who_launches_by_hand_may_try_again_as_they_like(tmp_path: Path) -> None
     assert fake.created == [NAME, NAME]
 
 
-def test_a_job_that_succeeds_takes_back_what_was_said_of_tries_before_it(tmp_path: Path) -> None:
+def test_word_is_left_of_a_job_that_failed_by_itself_too(tmp_path: Path) -> None:
     fake = failing(failed_pod(MASTER, 75))
-    verdict(fake, in_storage(tmp_path))
+    error = verdict(fake, in_storage(tmp_path))
     left = record.read(str(tmp_path))
     assert left is not None
-    assert (left.job, left.reason, left.deleted) == (NAME, FailureReason.RETRY, False)
-    fake = FakeCluster()
-    fake.run(in_storage(tmp_path))
-    assert record.read(str(tmp_path)) is None
+    assert (left.job, left.reason, left.sentence, left.deleted) == (NAME, FailureReason.RETRY, str(error), False)
 
 
 def test_a_store_that_is_away_costs_the_job_nothing(
@@ -987,12 +1026,12 @@ def test_a_store_that_is_away_costs_the_job_nothing(
     def away(*_: Any) -> None:
         raise RetryError("storage does not answer")
 
-    for call in ("read", "leave", "forget"):
+    for call in ("read", "leave"):
         monkeypatch.setattr(record, call, away)
     assert verdict(in_kfp, in_storage(tmp_path)).reason is FailureReason.CANCELLED
     in_kfp.scripts = [[SUCCEEDED]]
     in_kfp.run(in_storage(tmp_path))
-    assert capsys.readouterr().out.count("storage does not answer") == 4
+    assert capsys.readouterr().out.count("storage does not answer") == 3
 
 
 @pytest.mark.parametrize("left", ["", "{", "[]", "{}", '{"job": "x", "reason": "unheard of"}'])

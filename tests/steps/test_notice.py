@@ -96,3 +96,22 @@ def test_the_reason_is_the_launcher_s_and_the_next_try_is_not_held_to_it(chat: C
     steps.finish_run("r", str(tmp_path), "FAILED", "task failed")
     assert [told["reason"] for told in chat.heard] == ["out of memory"]
     assert record.read(uri) is None
+
+
+def test_a_run_whose_end_failed_tells_the_reason_again(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqa_grpo.contract.failure import RetryError
+    from vqa_grpo.steps import finish
+
+    def away(*_: Any) -> None:
+        raise RetryError("storage does not answer")
+
+    uri = step_uri(str(tmp_path), "r", "status")
+    record.leave(uri, record.Record("j-a0", "hash", "w", True, 1.0, FailureReason.DATA, "row 7 has no image"))
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "found", away)
+        with pytest.raises(RetryError):
+            steps.finish_run("r", str(tmp_path), "FAILED")
+    steps.finish_run("r", str(tmp_path), "FAILED")
+    assert [told["reason"] for told in chat.heard] == ["row 7 has no image"] * 2

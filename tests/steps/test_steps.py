@@ -19,6 +19,7 @@ from vqa_grpo import steps
 from vqa_grpo.contract.failure import ConfigurationError, DataError, FailureReason, JobError, RetryError, StepError
 from vqa_grpo.contract.layout import step_uri
 from vqa_grpo.data.converted import read_records
+from vqa_grpo.jobs import record
 from vqa_grpo.steps import evaluate, train
 from vqa_grpo.steps.shared import config_of, dataset_folder
 from vqa_grpo.storage import publish
@@ -207,6 +208,13 @@ def publish_model(uri: str, work: Path) -> None:
     publish.publish(uri, build, work)
 
 
+def left_word_at(run: Any, place: str) -> str:
+    """As a launcher does that lost sight of its job."""
+    uri = step_uri(run.root, "r", place)
+    record.leave(uri, record.Record("j-a0", "hash", "w", False, 1.0, FailureReason.RETRY, "no API server"))
+    return uri
+
+
 def test_training_is_launched_once_and_a_model_that_is_there_is_taken(resolve, tmp_path, monkeypatch):
     run = resolve(run_id="r")
     launched = []
@@ -219,9 +227,11 @@ def test_training_is_launched_once_and_a_model_that_is_there_is_taken(resolve, t
     first = steps.train_model(run.config, "r", run.root, "data", "base")
     assert first.steps == 7
     assert steps.train_model(run.config, "r", run.root, "data", "base") == first
-    # A step that was killed after its job had published the model launches no second job.
+    # A step that was killed after its job had published the model launches no second job, and its failure is none.
     shutil.rmtree(Path(run.root) / "r" / "train")
+    place = left_word_at(run, "status")
     assert steps.train_model(run.config, "r", run.root, "data", "base") == first
+    assert record.read(place) is None
     assert launched == ["r"]
 
 
@@ -354,7 +364,9 @@ def test_predictions_that_are_there_are_scored_with_neither_a_job_nor_the_data_n
     uri, dataset_uri = f"{run.root}/r/model", convert(run).dataset_uri
     for shard in Path(publish.get(dataset_uri).root).rglob("*.arrow"):
         shard.unlink()  # they may be larger than this machine's disk
+    place = left_word_at(run, "status-evaluate")
     again = steps.evaluate_models(run.config, "r", run.root, dataset_uri, "base", uri)
+    assert record.read(place) is None
     assert again.metrics["tuned"]["accuracy"] == 1.0
     assert again.metrics["blind"]["accuracy"] is not None
     rooms = ("ask", "compare", "questions", "score")

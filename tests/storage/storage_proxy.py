@@ -20,7 +20,6 @@ _ANSWERS = {
     "429": "TooManyRequests",
     "501": "NotImplemented",
     "301": "PermanentRedirect",
-    "400": "ExpiredToken",
 }
 
 

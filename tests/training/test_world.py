@@ -20,7 +20,7 @@ from vqa_grpo.training import world
 rank, folder = int(os.environ["RANK"]), pathlib.Path(sys.argv[1])
 def short_collectives():
     torch.distributed.barrier()
-    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=2))
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
 """
 
 INIT = """
@@ -43,10 +43,11 @@ torch.distributed.destroy_process_group()
 SLOW_FETCH = (
     INIT
     + """
+world._LINE_SECONDS = 0.5
 def work():
     (folder / f"begun-{rank}").touch()
     if rank == 0:
-        time.sleep(5)  # a download
+        time.sleep(2)  # a download
         (folder / "fetched").touch()
     return rank, (folder / "fetched").exists(), (folder / "begun-2").exists()
 result = world.one_of_each_node_first(work, "fetching")
@@ -122,13 +123,16 @@ def test_ranks_wait_for_one_that_moves_files_longer_than_a_collective_would(tmp_
 
 
 def test_one_process_of_a_node_fetches_and_no_node_goes_on_without_the_others(tmp_path: Path) -> None:
-    run_ranks(SLOW_FETCH, 3, tmp_path, local=2)
+    first, _, other = run_ranks(SLOW_FETCH, 3, tmp_path, local=2)
+    assert "fetching for 1 s" in first
+    assert "fetching for" not in other
     results = [(tmp_path / f"result-{rank}").read_text() for rank in range(3)]
     assert results[0] == "(0, True, True)"  # the second node's first process did not wait for it
     assert results[1] == "(1, True, True)"
     assert results[2] == "(2, False, True)"
 
 
+@pytest.mark.full
 def test_no_collective_of_a_training_waits_for_its_checkpoint_or_its_data_set(tmp_path: Path) -> None:
     run_ranks(TRAIN, 2, tmp_path, local=2)
     assert [path.name for path in tmp_path.glob("fetched-by-*")] == ["fetched-by-0"]

@@ -10,6 +10,9 @@ import hashlib
 import json
 from typing import Any
 
+# Below a run: where the pods of each of its jobs, and their launcher, leave word of how they ended.
+TRAINING_STATUS, EVALUATION_STATUS = "status", "status-evaluate"
+
 # How a training finds the pipeline's run in MLflow, to be its child: the run's id in the environment and in a tag.
 RUN_VARIABLE = "VQA_GRPO_RUN_ID"
 MLFLOW_RUN_TAG = "vqa_grpo.run_id"

@@ -60,7 +60,6 @@ def run(
             while failure := job.follow():
                 job.next_attempt(failure)
                 job.submit()
-        job.forget_failures()
     except Stopped as stopped:
         if stopped.kept:
             text = f"job {job.spec.name} left running: this pod is evicted, and the step's next try follows the job"
@@ -125,16 +124,28 @@ class _ClusterJob:
             self.spec = replace(self.spec, name=last["name"])
             same = (last.get("annotations") or {}).get(HASH_ANNOTATION) == self.spec.spec_hash
             self._ours = same and not last.get("deletionTimestamp")  # a signal may come before we have adopted it
-        had = sum(self._seconds(job) for job in attempts.values())
-        alive = any(not self._kind.state(job).finished for job in attempts.values())
-        before = None if alive else self._deleted_before()
-        if before and _attempt(before.job) >= _attempt(self.spec.name):
-            self.spec = replace(self.spec, name=before.job)
-            had = max(had, before.seconds)
-        self._since.began -= had
+        self._take_up(self._deleted_before(), attempts)
+
+    def _take_up(self, before: record.Record | None, attempts: Mapping[int, Mapping[str, Any]]) -> None:
+        """Go on from the attempts that are there, and from the one that the step's try before this one deleted. Raises
+        the verdict on that where another try would end alike; a job that is there all the same is followed."""
+        counted = attempts
+        if before:
+            _, last = _attempt(before.job)
+            counted = {at: job for at, job in attempts.items() if at >= last}  # the others are in its seconds
+            self._since.began -= before.seconds
+            if all(self._kind.state(job).finished for job in attempts.values()):
+                if not outcome.restartable(before.reason):
+                    again = f"delete {self.spec.status_uri}/{record.FILE} for another try"
+                    text = f"{before.sentence}; it was so when this step was tried before: {again}"
+                    self._told = JobError(text, before.reason)
+                    raise self._told
+                if not counted:
+                    self.spec, self._deleted = replace(self.spec, name=before.job), True
+        self._since.began -= sum(self._seconds(job) for job in counted.values())
 
     def _deleted_before(self) -> record.Record | None:
-        """What the step's try before this one deleted. Raises its verdict where another try would end alike."""
+        """The job that the step's try before this one deleted, if that is how it ended."""
         uri, workflow = self.spec.status_uri, self._launcher.workflow_uid
         if not uri or not workflow:
             return None
@@ -143,15 +154,8 @@ class _ClusterJob:
         except StepError as error:
             self._once(f"whether this job failed before is not known: {error}")
             return None
-        if not found or not found.deleted or (found.workflow, found.spec_hash) != (workflow, self.spec.spec_hash):
-            return None
-        if outcome.restartable(found.reason):
-            return found
-        text = (
-            f"{found.sentence}; so it was when this step was tried before: delete {uri}/{record.FILE} for another try"
-        )
-        self._told = JobError(text, found.reason)
-        raise self._told
+        ours = found and found.deleted and (found.workflow, found.spec_hash) == (workflow, self.spec.spec_hash)
+        return found if ours else None
 
     def _seconds(self, job: Mapping[str, Any]) -> float:
         """How long a job has run; what passed after its end, until somebody tried again, is not its time."""
@@ -179,6 +183,7 @@ class _ClusterJob:
             if error.status == 409:
                 return False
             raise self._refused(error) from error
+        self._deleted = False
         _say(f"job {name} created")
         return True
 
@@ -212,7 +217,7 @@ class _ClusterJob:
         if state.phase == "failed":
             self._next_after(self._verdict(state), name)
             return False
-        self._ours = self._adopted = True
+        self._ours, self._adopted, self._deleted = True, True, False
         self._since.queued = _at(metadata.get("creationTimestamp"), self._clock())
         _say(f"job {name} is there already; following it")
         return True
@@ -240,9 +245,12 @@ class _ClusterJob:
             raise JobError(f"{failure} (the same again after a restart)", failure.reason)
         self._failed_before = why
         _say(f"{failure}; running it again, restart {attempt + 1} of {self.spec.max_restarts}")
+        next_one = replace(self.spec.next_attempt(), avoided_nodes=self._avoided)
+        if self._deleted:  # then nothing but this says that it was there
+            self.leave(failure, next_one.name)
         self._wait_for_last_checkpoints()
-        self._ours = self._adopted = self._deleted = False
-        self.spec = replace(self.spec.next_attempt(), avoided_nodes=self._avoided)
+        self._ours = self._adopted = False
+        self.spec = next_one
         self._pause(RESTART_SECONDS)
         self._log = Log(self._api, _say, self._clock)
 
@@ -276,7 +284,7 @@ class _ClusterJob:
         name = self.spec.name
         for _ in range(2):  # an operator that is being updated makes every job missing for a moment
             try:
-                return self._patiently(lambda: self._api.get(name), f"get job {name}", had_rights=self._ours)
+                return self._patiently(lambda: self._api.get(name), f"get job {name}", had_rights=True)
             except ApiError as error:
                 if error.status != 404:
                     raise self._refused(error) from error
@@ -327,7 +335,7 @@ class _ClusterJob:
         broken = [found for _, found in waits if found.broken]
         since.broken = self._longest("broken", [pod for pod, found in waits if found.broken])
         since.slow = self._longest("slow", [pod for pod in pending if outcome.has_node(pod)])
-        since.refused = None if len(pods) >= self.spec.num_nodes else since.refused
+        since.refused = None if complete or len(pods) >= self.spec.num_nodes else since.refused
         self._waits = None if complete else next(iter([*broken, *(found for _, found in waits)]), self._waits)
         if now - self._looked_around >= _LOOK_AROUND_SECONDS:
             self._looked_around = now
@@ -365,12 +373,15 @@ class _ClusterJob:
     def _check_time(self) -> JobError | None:
         """Delete the job when it has had its time. The operator knows a deadline too, but counts anew after a
         suspension. Returns the failure of one that hung, for it may do better on other nodes, and raises any other."""
-        late = limits.overdue(self.spec, self._since, self._clock(), self._waits)
-        if late:
-            self._delete()
-            self._deleted = True
-            if not limits.is_stalled(self.spec, self._since, self._clock()):
-                raise late
+        now = self._clock()
+        late = limits.overdue(self.spec, self._since, now, self._waits)
+        if not late:
+            return None
+        hung = limits.is_stalled(self.spec, self._since, now)
+        self._delete()
+        self._deleted = True
+        if not hung:
+            raise late
         return late
 
     def _delete(self) -> None:
@@ -424,26 +435,25 @@ class _ClusterJob:
 
     # --- what is left in storage ----------------------------------------------------------------------------------
 
-    def leave(self, failure: StepError) -> None:
-        """Leave word of a failure for who comes later; a store that does not answer changes nothing."""
+    def leave(self, failure: StepError, job: str = "") -> None:
+        """Leave word of a failure for who comes later, who is to go on with `job`; a store that does not answer changes
+        nothing."""
         spec = self.spec
         if not spec.status_uri or failure is self._told:
             return
-        seconds = self._clock() - self._since.began
-        facts = (spec.name, spec.spec_hash, self._launcher.workflow_uid, self._deleted, seconds)
+        left = record.Record(
+            job=job or spec.name,
+            spec_hash=spec.spec_hash,
+            workflow=self._launcher.workflow_uid,
+            deleted=self._deleted,
+            seconds=self._clock() - self._since.began,
+            reason=failure.reason,
+            sentence=str(failure),
+        )
         try:
-            record.leave(spec.status_uri, record.Record(*facts, failure.reason, str(failure)))
+            record.leave(spec.status_uri, left)
         except StepError as error:
             _say(f"no word of this failure in {spec.status_uri}: {error}")
-
-    def forget_failures(self) -> None:
-        """Of tries before the one that succeeded, or they would be told as the reason when a later step fails."""
-        if not self.spec.status_uri:
-            return
-        try:
-            record.forget(self.spec.status_uri)
-        except StepError as error:
-            _say(f"an earlier failure stays in {self.spec.status_uri}: {error}")
 
     # --- stop -----------------------------------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ class _Janitor:
         """The uid of the Workflow whose pod this is; empty where it is none's, or nobody says."""
         with suppress(ApiError, JobError):
             launcher = Launcher(self._places[0].api, lambda _: None, os.environ.get("KFP_POD_NAME", ""))
-            launcher.introduce(self._patiently)
+            launcher.introduce(self._call)
             return launcher.workflow_uid
         return ""
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vqa_grpo.jobs.kubernetes_api import ApiError, ClusterApi
-from vqa_grpo.jobs.patience import Patience
 
 _OVER = ("Succeeded", "Failed", "Error")
 
@@ -46,8 +45,9 @@ class Launcher:
         self.workflow_uid = ""  # stays, whatever we may read: a step is tried again under the same
         self.owner: dict[str, Any] | None = None
 
-    def introduce(self, patiently: Patience) -> None:
-        """Find out whose pod we are: KFP tells a step its pod, and the pod's own owner is the Workflow."""
+    def introduce(self, patiently: Callable[[Callable[[], Any], str], Any]) -> None:
+        """Find out whose pod we are: KFP tells a step its pod, and the pod's own owner is the Workflow. `patiently`
+        makes a call, again and again where need be."""
         if not self._pod:
             return
         try:

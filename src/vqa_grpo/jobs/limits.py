@@ -39,7 +39,8 @@ def overdue(spec: JobSpec, since: Since, now: float, waits: Waiting | None = Non
     why = f" ({waits.text})" if waits else ""
     if _over(since.refused, BROKEN_START_SECONDS, now):
         text = f"{job}: its pods were refused for {BROKEN_START_SECONDS:.0f} s{why}: "
-        return JobError(f"{text}see Pod Security in manifests/README.md", FailureReason.CONFIGURATION)
+        cure = "mend what refuses them, or see Pod Security in manifests/README.md"
+        return JobError(text + cure, FailureReason.CONFIGURATION)
     for began, seconds in ((since.broken, BROKEN_START_SECONDS), (since.slow, SLOW_START_SECONDS)):
         if _over(began, seconds, now):
             text = f"{job}: a pod has had a node for {seconds:.0f} s and could not start{why}: mend its image, Secrets "

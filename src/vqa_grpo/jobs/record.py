@@ -19,7 +19,7 @@ FILE = "failure.json"
 class Record:
     """A failed job.
 
-    `job`        its name, attempt included; `spec_hash` what it ran
+    `job`        the name that the next try goes on with, attempt included; `spec_hash` what it runs
     `workflow`   uid of the pipeline run's Workflow, in which a step is tried again; empty outside of one
     `deleted`    whether the launcher deleted it, so that the cluster knows nothing of it
     `seconds`    that all attempts together have had
@@ -48,4 +48,5 @@ def read(uri: str) -> Record | None:
 
 
 def forget(uri: str) -> None:
+    """For a job whose result is there, and for a run that is over."""
     open_store(uri).delete(FILE)

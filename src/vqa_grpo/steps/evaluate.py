@@ -8,8 +8,8 @@ from typing import Any
 
 from vqa_grpo.config import RunConfig
 from vqa_grpo.contract import prompt as prompts
-from vqa_grpo.contract.layout import step_uri
-from vqa_grpo.steps.shared import MEASURED, config_of, once, result_of
+from vqa_grpo.contract.layout import EVALUATION_STATUS, step_uri
+from vqa_grpo.steps.shared import MEASURED, config_of, forget_failure, once, result_of
 from vqa_grpo.storage import publish
 
 PREDICTIONS = "predictions"
@@ -42,6 +42,7 @@ def evaluate_models(
 
     uri = step_uri(root, run_id, "evaluate")
     result = once("evaluate", uri, build)
+    forget_failure("evaluate", step_uri(root, run_id, EVALUATION_STATUS))
     return Evaluated(uri, {name: result[name] for name in MEASURED})
 
 
@@ -56,7 +57,7 @@ def evaluation_job(
         *("--models", *(f"{name}={model}" for name, model in models.items())),
         *("--publish_uri", step_uri(root, run_id, PREDICTIONS)),
     ]
-    name, status = job_name(run_id, prefix="vqa-eval"), step_uri(root, run_id, "status-evaluate")
+    name, status = job_name(run_id, prefix="vqa-eval"), step_uri(root, run_id, EVALUATION_STATUS)
     more = {"num_nodes": 1, "arguments": tuple(arguments), "image": image, "status_uri": status}
     return JobSpec.from_config(name, run_id, "vqa_grpo.evaluation", run.job, **more)
 

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError, StepError
-from vqa_grpo.contract.layout import step_uri
+from vqa_grpo.contract.layout import EVALUATION_STATUS, TRAINING_STATUS, step_uri
 from vqa_grpo.report.progress import announce
 from vqa_grpo.steps.data_plan import validation_uri
-from vqa_grpo.steps.notice import forget_failures, send_notice
-from vqa_grpo.steps.shared import OPENED, TINY, UNRECORDED, check_run_id, found, result_of
+from vqa_grpo.steps.notice import send_notice
+from vqa_grpo.steps.shared import OPENED, TINY, UNRECORDED, check_run_id, forget_failure, found, result_of
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
 
@@ -49,7 +49,8 @@ def finish_run(run_id: str, root: str, status: str, said: str = "") -> str:
         finally:
             if status != "SUCCEEDED":
                 send_notice(run_id, root, status, said)
-                forget_failures(run_id, root)
+    for place in (TRAINING_STATUS, EVALUATION_STATUS):
+        forget_failure("finish", step_uri(root, run_id, place))
     announce("finish", "finished")
     return report
 

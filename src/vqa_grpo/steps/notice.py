@@ -7,11 +7,10 @@ import os
 import urllib.request
 
 from vqa_grpo.contract.failure import StepError
-from vqa_grpo.contract.layout import step_uri
+from vqa_grpo.contract.layout import EVALUATION_STATUS, TRAINING_STATUS, step_uri
 from vqa_grpo.report.progress import announce
 
 URL = "VQA_GRPO_NOTIFY_URL"  # a secret as a rule: who knows a webhook's address may write to it
-JOBS = ("status-evaluate", "status")  # where launchers of this run's jobs leave word
 _SECONDS = 10.0
 
 
@@ -43,24 +42,13 @@ def notice(run_id: str, root: str, status: str, said: str = "") -> dict[str, str
 
 
 def _of_a_job(root: str, run_id: str) -> str:
-    """What the launcher of the job that failed left word of; of no other, for one that succeeds takes its word back."""
+    """What the launcher of the job that failed left word of; of no other, for a step with a result takes it back."""
     from vqa_grpo.jobs import record
 
-    for job in JOBS:
+    for job in (EVALUATION_STATUS, TRAINING_STATUS):
         try:
             if found := record.read(step_uri(root, run_id, job)):
                 return found.sentence
         except StepError:
             continue
     return ""
-
-
-def forget_failures(run_id: str, root: str) -> None:
-    """Let whoever tries the failed step again, once the run is over, start anew: its cause may have been mended."""
-    from vqa_grpo.jobs import record
-
-    for job in JOBS:
-        try:
-            record.forget(step_uri(root, run_id, job))
-        except StepError as error:
-            announce("finish", "left word of a failure", why=str(error))

@@ -11,7 +11,7 @@ from typing import Any
 
 from vqa_grpo import config as configuration
 from vqa_grpo.config import RunConfig
-from vqa_grpo.contract.failure import ConfigurationError
+from vqa_grpo.contract.failure import ConfigurationError, StepError
 from vqa_grpo.report.progress import announce, emit, transferring
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
@@ -52,6 +52,17 @@ def result_of(uri: str) -> dict[str, Any]:
 def found(uri: str) -> dict[str, Any] | None:
     """As `result_of`; None where nothing is published."""
     return result_of(uri) if publish.is_published(uri) else None
+
+
+def forget_failure(step: str, place: str) -> None:
+    """Take back what the launcher of a job left word of at `place`: the job's result is there after all, or the run is
+    over, and whoever tries it again may have mended the cause."""
+    from vqa_grpo.jobs import record
+
+    try:
+        record.forget(place)
+    except StepError as error:
+        announce(step, "left word of a failure", why=str(error))
 
 
 def config_of(text: str) -> RunConfig:

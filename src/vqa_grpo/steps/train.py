@@ -10,9 +10,9 @@ from typing import Any
 from vqa_grpo import registry
 from vqa_grpo.config import RunConfig
 from vqa_grpo.contract.failure import StepError
-from vqa_grpo.contract.layout import RUN_VARIABLE, step_uri
+from vqa_grpo.contract.layout import RUN_VARIABLE, TRAINING_STATUS, step_uri
 from vqa_grpo.report.progress import announce
-from vqa_grpo.steps.shared import OPENED, config_of, once
+from vqa_grpo.steps.shared import OPENED, config_of, forget_failure, once
 from vqa_grpo.storage import publish
 from vqa_grpo.storage.store import open_store
 
@@ -39,6 +39,7 @@ def train_model(config: str, run_id: str, root: str, dataset_uri: str, base: str
         return {"model_uri": model_uri, "digest": model.digest, "steps": facts["steps"], "base": base}
 
     result = once("train", step_uri(root, run_id, "train"), build)
+    forget_failure("train", step_uri(root, run_id, TRAINING_STATUS))
     forget_checkpoints(root, run_id)
     return Trained(model_uri, result["digest"], result["steps"])
 
@@ -125,11 +126,11 @@ def training_job(
     """
     from vqa_grpo.jobs import JobSpec, job_name
 
-    uris = {name: step_uri(root, run_id, name) for name in ("model", "checkpoints", "status")}
+    uris = {name: step_uri(root, run_id, name) for name in ("model", "checkpoints")}
     more = {
         "arguments": tuple(training_arguments(run, dataset_uri, base, output, uris["model"], uris["checkpoints"])),
         "image": image,
-        "status_uri": uris["status"],
+        "status_uri": step_uri(root, run_id, TRAINING_STATUS),
         "environment": mlflow_environment(run, run_id),
     }
     return JobSpec.from_config(job_name(run_id), run_id, "vqa_grpo.training", run.job, **more)

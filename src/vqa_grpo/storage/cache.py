@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from time import time
 
@@ -53,13 +52,16 @@ def _pruned(folder: Path, path: Path, limit: float, delete: bool) -> Leftover | 
     if not delete:
         return _leftover(folder, path)
     with turn(path.with_name(f"{path.name}.lock")):
+        left, (whole, part) = _leftover(folder, path), _places(path)  # which takes its time
         if _last_use(path) >= limit:
             return None
-        left, (whole, part) = _leftover(folder, path), _places(path)
         shutil.rmtree(part, ignore_errors=True)
-        with suppress(FileNotFoundError):
+        if whole.is_dir():
             whole.rename(part)  # nobody is to find half of it
-        shutil.rmtree(part, ignore_errors=True)
+            if part.stat().st_mtime >= limit:  # found and marked a moment ago
+                part.rename(whole)
+                return None
+            shutil.rmtree(part, ignore_errors=True)
     return left
 
 

@@ -160,11 +160,11 @@ def download_once(final: Path, files: Files, download: Callable[[Path], Path]) -
 
     `download` gets a folder that keeps what an earlier try left to go on from, and returns the whole one in it.
     """
-    if _has_all(final, files):
-        return _used(final)
+    if _has_all(final, files) and _used(final):
+        return final
     with turn(final.with_name(f"{final.name}.lock")):
-        if _has_all(final, files):
-            return _used(final)
+        if _has_all(final, files) and _used(final):
+            return final
         shutil.rmtree(final, ignore_errors=True)
         work = final.with_name(f"{final.name}.part")
         try:
@@ -182,11 +182,15 @@ def download_once(final: Path, files: Files, download: Callable[[Path], Path]) -
     return final
 
 
-def _used(folder: Path) -> Path:
-    """For `cache.prune`, which goes by the time of the last use."""
-    with suppress(OSError):  # somebody else's folder, or one that nobody may write to: then nobody prunes it either
+def _used(folder: Path) -> bool:
+    """Mark it for `cache.prune`, which goes by the time of the last use; whether it is there still."""
+    try:
         os.utime(folder)
-    return folder
+    except FileNotFoundError:
+        return False
+    except OSError:  # somebody else's folder, or one that nobody may write to: then nobody prunes it either
+        pass
+    return True
 
 
 def _has_all(folder: Path, files: Files) -> bool:

@@ -184,7 +184,8 @@ def learn(trainer: VQATrainer, start: Path | None, watch: Watch) -> None:
             raise ended(f"the weights are NaN or infinite: {LESS}", trainer.state.global_step, newest) from error
         raise
     finally:
-        keeper.finish()
+        with world.said_aloud("uploading the last checkpoint"):
+            keeper.finish()
         if watch.mlflow_run:
             watch.mlflow_run.finish(status)
     world.meet("uploading a checkpoint")
@@ -299,7 +300,8 @@ def starting_point(arguments: Arguments, layout: checkpoints.Layout) -> tuple[Pa
     output_dir = Path(str(grpo.output_dir))
 
     def chosen(locations: list[str]) -> Path | None:
-        found = checkpoints.choose(locations, output_dir, layout, gather_after_downloads)
+        with world.said_aloud("looking for a checkpoint to go on from"):
+            found = checkpoints.choose(locations, output_dir, layout, gather_after_downloads)
         if found and grpo.process_index == 0:
             checkpoints.say_aloud(f"going on from {found}")
         return found

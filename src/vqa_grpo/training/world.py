@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from vqa_grpo.contract.failure import RetryError
@@ -61,6 +63,23 @@ def meet(what: str) -> None:
     torch.distributed.barrier()  # the first may own the store, and must not leave with it too soon
 
 
+@contextmanager
+def said_aloud(what: str) -> Iterator[None]:
+    """The first rank says every minute that it is `what`: a job whose log stands still for long counts as stalled."""
+    ended, began = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        while not ended.wait(_LINE_SECONDS):
+            print(f"{what} for {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    if int(os.environ.get("RANK") or 0) == 0:
+        threading.Thread(target=say, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
 def one_of_each_node_first(work: Callable[[], T], what: str) -> T:
     """What `work` gives: done by the first process of each node, and then, once all of these are done, by the others.
 
@@ -69,6 +88,7 @@ def one_of_each_node_first(work: Callable[[], T], what: str) -> T:
     """
     first = not in_group() or int(os.environ.get("RANK") or 0) % processes_of_a_node() == 0
     if first:
-        result = work()
+        with said_aloud(what):
+            result = work()
     meet(what)
     return result if first else work()
