@@ -649,6 +649,17 @@ def test_pods_that_were_let_in_after_all_are_waited_for() -> None:
     fake.run(replace(SPEC, timeout_seconds=86_400))
 
 
+def test_a_refusal_of_before_says_nothing_of_pods_that_cannot_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(selector: str) -> list[dict[str, Any]]:
+        raise ApiError(403, "forbidden")
+
+    fake = FakeCluster(*[CREATED] * 20, *[RUNNING] * 400, SUCCEEDED)
+    about = {"kind": "PyTorchJob", "name": NAME}
+    fake.events = [{"involvedObject": about, "reason": "FailedCreatePod", "message": "denied the request"}]
+    monkeypatch.setattr(fake, "pods", forbidden)
+    fake.run()
+
+
 def test_nodes_that_come_one_by_one_have_their_time_each() -> None:
     fake = FakeCluster(CREATED)
     fake.pod_list = [pod(MASTER)]
@@ -976,6 +987,34 @@ def test_the_time_of_a_job_that_was_deleted_counts_whatever_came_after_it(in_kfp
     in_kfp.scripts, began = [[RUNNING]], in_kfp.now
     assert verdict(in_kfp, spec).reason is FailureReason.CANCELLED
     assert in_kfp.now - began == SPEC.timeout_seconds - 1800 - 600
+
+
+def test_the_time_of_attempts_before_one_that_was_deleted_counts_once(in_kfp: FakeCluster, tmp_path: Path) -> None:
+    spec = in_storage(tmp_path, max_restarts=1, queue_timeout_seconds=600)
+    in_kfp.now = 1000.0
+    in_kfp.store(spec, FAILED, created=0.0, ended=1000.0)
+    in_kfp.scripts = [[CREATED]]
+    assert verdict(in_kfp, spec).reason is FailureReason.RETRY
+    left = record.read(str(tmp_path))
+    assert left is not None
+    assert left.job == job_name(RUN, 1)
+    in_kfp.scripts, began = [[RUNNING]], in_kfp.now
+    assert verdict(in_kfp, spec).reason is FailureReason.CANCELLED
+    assert in_kfp.now - began == SPEC.timeout_seconds - left.seconds
+
+
+def test_a_job_that_fails_by_itself_after_one_was_deleted_is_left_to_the_cluster(
+    in_kfp: FakeCluster, tmp_path: Path
+) -> None:
+    spec = in_storage(tmp_path, queue_timeout_seconds=600)
+    in_kfp.scripts = [[CREATED]]
+    verdict(in_kfp, spec)
+    in_kfp.scripts = [[FAILED]]
+    in_kfp.pod_list.append(failed_pod(MASTER, 78))
+    verdict(in_kfp, spec)
+    left = record.read(str(tmp_path))
+    assert left is not None
+    assert (left.reason, left.deleted) == (FailureReason.CONFIGURATION, False)
 
 
 def test_a_launcher_lost_while_a_job_that_hung_is_made_anew_leaves_its_count_and_time(

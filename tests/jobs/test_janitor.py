@@ -61,6 +61,19 @@ def test_a_pipeline_run_leaves_alone_what_another_of_its_name_goes_on_with(
     assert sweep(fake) == ([NAME] if goes else [])
 
 
+def test_a_sweep_does_not_wait_long_to_know_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(name: str, urgent: bool = False) -> dict[str, Any]:
+        raise ApiError(503, "etcd")
+
+    fake = FakeCluster()
+    fake.store(SPEC, RUNNING)
+    monkeypatch.setattr(fake, "pod", away)
+    monkeypatch.setenv("KFP_POD_NAME", "us")
+    monkeypatch.setattr(janitor.time, "monotonic", lambda: fake.now)
+    assert sweep(fake) == [NAME]
+    assert fake.now < 300
+
+
 def test_a_sweep_by_hand_asks_no_owner() -> None:
     fake = FakeCluster()
     owned(fake, "Workflow", "another")
