@@ -976,6 +976,14 @@ def test_a_job_that_runs_is_followed_whatever_was_said_before(in_kfp: FakeCluste
     assert in_kfp.created == [NAME]
 
 
+def test_a_job_that_is_on_its_way_out_is_no_job_that_runs(in_kfp: FakeCluster, tmp_path: Path) -> None:
+    spec = in_storage(tmp_path)
+    verdict(in_kfp, spec)
+    in_kfp.store(spec, created=0.0)["metadata"]["deletionTimestamp"] = "t"  # finalizers take their time
+    assert "tried before" in str(verdict(in_kfp, spec))
+    assert in_kfp.created == [NAME]
+
+
 def test_the_time_of_a_job_that_was_deleted_counts_whatever_came_after_it(in_kfp: FakeCluster, tmp_path: Path) -> None:
     spec = in_storage(tmp_path, queue_timeout_seconds=1800)
     in_kfp.scripts = [[CREATED]]

@@ -124,7 +124,8 @@ class _ClusterJob:
             self.spec = replace(self.spec, name=last["name"])
             same = (last.get("annotations") or {}).get(HASH_ANNOTATION) == self.spec.spec_hash
             self._ours = same and not last.get("deletionTimestamp")  # a signal may come before we have adopted it
-        self._take_up(self._deleted_before(), attempts)
+        there = {at: job for at, job in attempts.items() if not job["metadata"].get("deletionTimestamp")}
+        self._take_up(self._deleted_before(), there)
 
     def _take_up(self, before: record.Record | None, attempts: Mapping[int, Mapping[str, Any]]) -> None:
         """Go on from the attempts that are there, and from the one that the step's try before this one deleted. Raises
