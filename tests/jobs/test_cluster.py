@@ -990,11 +990,80 @@ def test_the_time_of_a_job_that_was_deleted_counts_whatever_came_after_it(in_kfp
     assert verdict(in_kfp, spec).reason is FailureReason.RETRY  # 1800 s in the queue
     in_kfp.errors = [None, ApiError(403, "a Role that is being applied anew")]
     with pytest.raises(ConfigurationError):
-        in_kfp.run(spec)
+        in_kfp.run(spec)  # which is no reason to hold the next try to it
     in_kfp.store(spec, created=in_kfp.now - 600)  # by a launcher that was lost: 600 s
     in_kfp.scripts, began = [[RUNNING]], in_kfp.now
     assert verdict(in_kfp, spec).reason is FailureReason.CANCELLED
     assert in_kfp.now - began == SPEC.timeout_seconds - 1800 - 600
+
+
+@pytest.mark.parametrize("call", [2, 3])
+def test_what_a_refused_try_of_a_step_says_binds_no_later_one(in_kfp: FakeCluster, tmp_path: Path, call: int) -> None:
+    """Neither a list nor a create that is refused, after a job was deleted that may do better."""
+    spec = in_storage(tmp_path, queue_timeout_seconds=600)
+    in_kfp.scripts = [[CREATED]]
+    verdict(in_kfp, spec)
+    in_kfp.errors = [None] * (call - 2) + [ApiError(403, "exceeded quota")]
+    with pytest.raises(ConfigurationError):
+        in_kfp.run(spec)
+    in_kfp.scripts = [[SUCCEEDED]]
+    in_kfp.run(spec)
+    assert in_kfp.created == [NAME, NAME]
+
+
+def test_a_try_that_is_refused_does_not_make_the_next_forget_a_verdict(in_kfp: FakeCluster, tmp_path: Path) -> None:
+    spec = in_storage(tmp_path)
+    verdict(in_kfp, spec)
+    in_kfp.errors = [ApiError(403, "a Role that is being applied anew")]
+    with pytest.raises(ConfigurationError, match="Role"):
+        in_kfp.run(spec)
+    assert "tried before" in str(verdict(in_kfp, spec))
+    assert in_kfp.created == [NAME]
+
+
+def test_a_hang_that_used_up_the_restarts_is_final(in_kfp: FakeCluster, tmp_path: Path) -> None:
+    spec = in_storage(tmp_path, stall_timeout_seconds=300)
+    in_kfp.pod_list += [pod(MASTER), pod(WORKER)]
+    in_kfp.logs[MASTER] = lines("step 1")
+    for _ in range(2):
+        assert verdict(in_kfp, spec).reason is FailureReason.RETRY
+        assert in_kfp.created == [NAME]
+
+
+def test_a_job_that_fails_by_itself_after_one_hung_is_left_to_the_cluster(in_kfp: FakeCluster, tmp_path: Path) -> None:
+    spec = in_storage(tmp_path, max_restarts=1, stall_timeout_seconds=300)
+    in_kfp.pod_list += [pod(MASTER), pod(WORKER)]
+    in_kfp.logs[MASTER] = lines("step 1")
+    in_kfp.scripts = [[RUNNING], [FAILED]]
+    assert verdict(in_kfp, spec).reason is FailureReason.RETRY
+    left = record.read(str(tmp_path))
+    assert left is not None
+    assert (left.job, left.final) == (job_name(RUN, 1), False)
+
+
+def test_the_time_of_a_deleted_attempt_counts_though_the_launcher_lost_sight_of_the_next(
+    in_kfp: FakeCluster, tmp_path: Path
+) -> None:
+    spec = in_storage(tmp_path, max_restarts=1, stall_timeout_seconds=300, timeout_seconds=20_000)
+    in_kfp.pod_list += [pod(MASTER), pod(WORKER)]
+    in_kfp.logs[MASTER] = lines("step 1")
+
+    def then_away() -> None:
+        if len(in_kfp.created) == 2 and not in_kfp.errors:
+            del in_kfp.pod_list[1:]
+            born = datetime.fromtimestamp(in_kfp.now, UTC).isoformat()
+            in_kfp.stored[job_name(RUN, 1)]["metadata"]["creationTimestamp"] = born
+            in_kfp.errors = [ApiError(503)] * 1000
+
+    in_kfp.on_sleep = then_away
+    assert "does not answer" in str(verdict(in_kfp, spec))
+    in_kfp.errors, in_kfp.on_sleep = [], lambda: None
+    left = record.read(str(tmp_path))
+    assert left is not None
+    assert (left.job, left.seconds >= 300) == (job_name(RUN, 1), True)
+    assert verdict(in_kfp, spec).reason is FailureReason.CANCELLED
+    between_attempts = SPEC.grace_seconds + 30
+    assert in_kfp.now <= 20_000 + between_attempts
 
 
 def test_the_time_of_attempts_before_one_that_was_deleted_counts_once(in_kfp: FakeCluster, tmp_path: Path) -> None:
@@ -1022,7 +1091,7 @@ def test_a_job_that_fails_by_itself_after_one_was_deleted_is_left_to_the_cluster
     verdict(in_kfp, spec)
     left = record.read(str(tmp_path))
     assert left is not None
-    assert (left.reason, left.deleted) == (FailureReason.CONFIGURATION, False)
+    assert (left.reason, left.final) == (FailureReason.CONFIGURATION, False)
 
 
 def test_a_launcher_lost_while_a_job_that_hung_is_made_anew_leaves_its_count_and_time(
@@ -1064,7 +1133,7 @@ def test_word_is_left_of_a_job_that_failed_by_itself_too(tmp_path: Path) -> None
     error = verdict(fake, in_storage(tmp_path))
     left = record.read(str(tmp_path))
     assert left is not None
-    assert (left.job, left.reason, left.sentence, left.deleted) == (NAME, FailureReason.RETRY, str(error), False)
+    assert (left.job, left.reason, left.sentence, left.final) == ("", FailureReason.RETRY, str(error), False)
 
 
 def test_a_store_that_is_away_costs_the_job_nothing(

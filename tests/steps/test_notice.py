@@ -91,8 +91,9 @@ def test_the_reason_is_the_launcher_s_and_the_next_try_is_not_held_to_it(chat: C
     assert notice("r", str(tmp_path), "FAILED")["reason"] == "see the log of the step that failed"
     for job, sentence in (("status", "row 7 has no image"), ("status-evaluate", "out of memory")):
         uri = step_uri(str(tmp_path), "r", job)
-        record.leave(uri, record.Record("j-a0", "hash", "w", True, 1.0, FailureReason.DATA, sentence))
+        record.leave(uri, record.Record("hash", "w", "j-a0", 1.0, True, FailureReason.DATA, sentence))
         assert notice("r", str(tmp_path), "FAILED", "task failed")["reason"] == sentence
+    assert notice("r", str(tmp_path), "CANCELLED", "stopped")["reason"] == "stopped"
     steps.finish_run("r", str(tmp_path), "FAILED", "task failed")
     assert [told["reason"] for told in chat.heard] == ["out of memory"]
     assert record.read(uri) is None
@@ -108,7 +109,7 @@ def test_a_run_whose_end_failed_tells_the_reason_again(
         raise RetryError("storage does not answer")
 
     uri = step_uri(str(tmp_path), "r", "status")
-    record.leave(uri, record.Record("j-a0", "hash", "w", True, 1.0, FailureReason.DATA, "row 7 has no image"))
+    record.leave(uri, record.Record("hash", "w", "j-a0", 1.0, True, FailureReason.DATA, "row 7 has no image"))
     with monkeypatch.context() as patch:
         patch.setattr(finish, "found", away)
         with pytest.raises(RetryError):

@@ -211,7 +211,7 @@ def publish_model(uri: str, work: Path) -> None:
 def left_word_at(run: Any, place: str) -> str:
     """As a launcher does that lost sight of its job."""
     uri = step_uri(run.root, "r", place)
-    record.leave(uri, record.Record("j-a0", "hash", "w", False, 1.0, FailureReason.RETRY, "no API server"))
+    record.leave(uri, record.Record("hash", "w", "", 0.0, False, FailureReason.RETRY, "no API server"))
     return uri
 
 

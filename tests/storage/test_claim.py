@@ -56,7 +56,7 @@ def test_a_store_is_asked_once_whether_it_keeps_conditional_writes(proxied: tupl
     assert [entry.name for entry in open_store(place).entries()] == ["first/READY", "second/READY"]
 
 
-@pytest.mark.parametrize("how", ["unconditional", "501"])
+@pytest.mark.parametrize("how", ["unconditional", pytest.param("501", marks=pytest.mark.full)])
 def test_without_conditional_writes_claims_decide_and_it_is_said(
     proxied: tuple[Proxy, str], how: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

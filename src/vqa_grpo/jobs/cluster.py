@@ -95,8 +95,10 @@ class _ClusterJob:
         self._since = limits.Since(clock())
         self._ours = False  # whether a job under this name may be deleted
         self._adopted = False
-        self._deleted = False  # by us, for it had had its time
-        self._told: StepError | None = None  # by the try before this one, and not to be told of anew
+        self._gone = ("", 0.0)  # as `job` and `seconds` of the record
+        self._hung = False  # the job, which is deleted
+        self._final = False  # whether another try of the step would end alike
+        self._held_to = False  # what the try before this one left, which is not to be written over
         self._failed_before = ""
         self._avoided: tuple[str, ...] = ()  # nodes on which it failed
         self._waits: Waiting | None = None
@@ -109,6 +111,7 @@ class _ClusterJob:
 
     def introduce(self) -> None:
         """Find out who we are, and which attempt at this job was the last; time to live may have removed the first."""
+        before = self._recall()
         self._launcher.introduce(self._patiently)
         stem, _ = _attempt(self.spec.name)
         if not stem:
@@ -125,38 +128,39 @@ class _ClusterJob:
             same = (last.get("annotations") or {}).get(HASH_ANNOTATION) == self.spec.spec_hash
             self._ours = same and not last.get("deletionTimestamp")  # a signal may come before we have adopted it
         there = {at: job for at, job in attempts.items() if not job["metadata"].get("deletionTimestamp")}
-        self._take_up(self._deleted_before(), there)
+        self._take_up(before, there)
 
-    def _take_up(self, before: record.Record | None, attempts: Mapping[int, Mapping[str, Any]]) -> None:
-        """Go on from the attempts that are there, and from the one that the step's try before this one deleted. Raises
-        the verdict on that where another try would end alike; a job that is there all the same is followed."""
-        counted = attempts
-        if before:
-            _, last = _attempt(before.job)
-            counted = {at: job for at, job in attempts.items() if at >= last}  # the others are in its seconds
-            self._since.began -= before.seconds
-            if all(self._kind.state(job).finished for job in attempts.values()):
-                if not outcome.restartable(before.reason):
-                    again = f"delete {self.spec.status_uri}/{record.FILE} for another try"
-                    text = f"{before.sentence}; it was so when this step was tried before: {again}"
-                    self._told = JobError(text, before.reason)
-                    raise self._told
-                if not counted:
-                    self.spec, self._deleted = replace(self.spec, name=before.job), True
-        self._since.began -= sum(self._seconds(job) for job in counted.values())
-
-    def _deleted_before(self) -> record.Record | None:
-        """The job that the step's try before this one deleted, if that is how it ended."""
-        uri, workflow = self.spec.status_uri, self._launcher.workflow_uid
-        if not uri or not workflow:
+    def _recall(self) -> record.Record | None:
+        """What the try before this one left word of. Until we know whether it is ours, it is not written over."""
+        if not self.spec.status_uri:
             return None
         try:
-            found = record.read(uri)
+            before = record.read(self.spec.status_uri)
         except StepError as error:
             self._once(f"whether this job failed before is not known: {error}")
             return None
-        ours = found and found.deleted and (found.workflow, found.spec_hash) == (workflow, self.spec.spec_hash)
-        return found if ours else None
+        if before and before.workflow and before.spec_hash == self.spec.spec_hash:
+            self._gone, self._held_to = (before.job, before.seconds), True
+        return before if self._held_to else None
+
+    def _take_up(self, before: record.Record | None, attempts: Mapping[int, Mapping[str, Any]]) -> None:
+        """Go on from the attempts that are there, and from what the try before this one left word of. Raises the
+        verdict of that one where another try would end alike; a job that is there all the same is followed."""
+        self._held_to, counted = False, attempts
+        if not before or before.workflow != self._launcher.workflow_uid:
+            self._gone = ("", 0.0)
+        else:
+            if before.final and all(self._kind.state(job).finished for job in attempts.values()):
+                self._held_to = True
+                again = f"delete {self.spec.status_uri}/{record.FILE} for another try"
+                raise JobError(f"{before.sentence}; it was so when this step was tried before: {again}", before.reason)
+            if before.job:
+                _, last = _attempt(before.job)
+                counted = {at: job for at, job in attempts.items() if at >= last}  # the others are in its seconds
+                self._since.began -= before.seconds
+                if not counted:
+                    self.spec = replace(self.spec, name=before.job)
+        self._since.began -= sum(self._seconds(job) for job in counted.values())
 
     def _seconds(self, job: Mapping[str, Any]) -> float:
         """How long a job has run; what passed after its end, until somebody tried again, is not its time."""
@@ -184,7 +188,6 @@ class _ClusterJob:
             if error.status == 409:
                 return False
             raise self._refused(error) from error
-        self._deleted = False
         _say(f"job {name} created")
         return True
 
@@ -218,7 +221,7 @@ class _ClusterJob:
         if state.phase == "failed":
             self._next_after(self._verdict(state), name)
             return False
-        self._ours, self._adopted, self._deleted = True, True, False
+        self._ours = self._adopted = True
         self._since.queued = _at(metadata.get("creationTimestamp"), self._clock())
         _say(f"job {name} is there already; following it")
         return True
@@ -240,6 +243,7 @@ class _ClusterJob:
         if not stem or not outcome.restartable(failure.reason):
             raise failure
         if attempt >= self.spec.max_restarts:
+            self._final = self._hung  # one that failed by itself is there to be found
             raise JobError(f"{failure} (restarted {attempt} times)", failure.reason) if attempt else failure
         why = str(failure).replace(self.spec.name, "")
         if failure.reason is FailureReason.INTERNAL and why == self._failed_before:
@@ -247,10 +251,11 @@ class _ClusterJob:
         self._failed_before = why
         _say(f"{failure}; running it again, restart {attempt + 1} of {self.spec.max_restarts}")
         next_one = replace(self.spec.next_attempt(), avoided_nodes=self._avoided)
-        if self._deleted:  # then nothing but this says that it was there
-            self.leave(failure, next_one.name)
+        if self._hung:  # then nothing but this says that it was there
+            self._gone = (next_one.name, self._gone[1])
+            self.leave(failure)
         self._wait_for_last_checkpoints()
-        self._ours = self._adopted = False
+        self._ours = self._adopted = self._hung = False
         self.spec = next_one
         self._pause(RESTART_SECONDS)
         self._log = Log(self._api, _say, self._clock)
@@ -380,9 +385,11 @@ class _ClusterJob:
             return None
         hung = limits.is_stalled(self.spec, self._since, now)
         self._delete()
-        self._deleted = True
+        self._gone = (self.spec.name, now - self._since.began)
         if not hung:
+            self._final = not outcome.restartable(late.reason)
             raise late
+        self._hung = True
         return late
 
     def _delete(self) -> None:
@@ -436,18 +443,18 @@ class _ClusterJob:
 
     # --- what is left in storage ----------------------------------------------------------------------------------
 
-    def leave(self, failure: StepError, job: str = "") -> None:
-        """Leave word of a failure for who comes later, who is to go on with `job`; a store that does not answer changes
-        nothing."""
+    def leave(self, failure: StepError) -> None:
+        """Leave word of a failure for who comes later; a store that does not answer changes nothing."""
         spec = self.spec
-        if not spec.status_uri or failure is self._told:
+        if not spec.status_uri or self._held_to:
             return
+        job, seconds = self._gone
         left = record.Record(
-            job=job or spec.name,
             spec_hash=spec.spec_hash,
             workflow=self._launcher.workflow_uid,
-            deleted=self._deleted,
-            seconds=self._clock() - self._since.began,
+            job=job,
+            seconds=seconds,
+            final=self._final,
             reason=failure.reason,
             sentence=str(failure),
         )

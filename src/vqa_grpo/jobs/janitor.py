@@ -86,7 +86,7 @@ class _Janitor:
 
     def own_workflow(self) -> str:
         """The uid of the Workflow whose pod this is; empty where it is none's, or nobody says."""
-        with suppress(ApiError, JobError):
+        with suppress(ApiError):
             launcher = Launcher(self._places[0].api, lambda _: None, os.environ.get("KFP_POD_NAME", ""))
             launcher.introduce(self._call)
             return launcher.workflow_uid

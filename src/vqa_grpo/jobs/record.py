@@ -17,19 +17,21 @@ FILE = "failure.json"
 
 @dataclass(frozen=True)
 class Record:
-    """A failed job.
+    """A failed job, and what the cluster does not know of the attempts at it.
 
-    `job`        the name that the next try goes on with, attempt included; `spec_hash` what it runs
+    `spec_hash`  what it runs
     `workflow`   uid of the pipeline run's Workflow, in which a step is tried again; empty outside of one
-    `deleted`    whether the launcher deleted it, so that the cluster knows nothing of it
-    `seconds`    that all attempts together have had
+    `job`        the attempt to go on with, by name, after one that the launcher deleted; empty where it deleted none
+    `seconds`    that all attempts before that one have had, and what it had itself if it was deleted
+    `final`      whether another try would end alike
+    `reason`, `sentence`  of the failure
     """
 
-    job: str
     spec_hash: str
     workflow: str
-    deleted: bool
+    job: str
     seconds: float
+    final: bool
     reason: FailureReason
     sentence: str
 

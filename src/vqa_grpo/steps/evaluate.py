@@ -38,11 +38,11 @@ def evaluate_models(
         uris = [step_uri(root, run_id, f"{PREDICTIONS}/{name}") for name in (*models, FOLDER)]
         if not all(publish.is_published(uri) for uri in uris):
             launch_evaluation(run, run_id, root, dataset_uri, models, image)
+        forget_failure("evaluate", step_uri(root, run_id, EVALUATION_STATUS))
         return _compared(run, uris, dataset_uri, base, model_uri)
 
     uri = step_uri(root, run_id, "evaluate")
     result = once("evaluate", uri, build)
-    forget_failure("evaluate", step_uri(root, run_id, EVALUATION_STATUS))
     return Evaluated(uri, {name: result[name] for name in MEASURED})
 
 

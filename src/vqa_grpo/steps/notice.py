@@ -35,14 +35,15 @@ def send_notice(run_id: str, root: str, status: str, said: str = "") -> None:
 
 def notice(run_id: str, root: str, status: str, said: str = "") -> dict[str, str]:
     """`run`, `status`, `reason` and `link`, where summary and report lie; `text` is all of it for chat servers."""
-    reason = _of_a_job(root, run_id) or " ".join(said.split())[:1000] or "see the log of the step that failed"
+    of_a_job = "" if status == "CANCELLED" else _of_a_job(root, run_id)  # what was overcome before is no reason
+    reason = of_a_job or " ".join(said.split())[:1000] or "see the log of the step that failed"
     link = step_uri(root, run_id, "summary")
     text = f"vqa-grpo run {run_id} ended as {status}: {reason} ({link})"
     return {"run": run_id, "status": status, "reason": reason, "link": link, "text": text}
 
 
 def _of_a_job(root: str, run_id: str) -> str:
-    """What the launcher of the job that failed left word of; of no other, for a step with a result takes it back."""
+    """What the launcher of the job that failed left word of; a job with a result has its word taken back."""
     from vqa_grpo.jobs import record
 
     for job in (EVALUATION_STATUS, TRAINING_STATUS):

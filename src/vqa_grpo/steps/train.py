@@ -35,11 +35,11 @@ def train_model(config: str, run_id: str, root: str, dataset_uri: str, base: str
         if not publish.is_published(model_uri):
             launch_training(run, run_id, root, dataset_uri, base, image)
         model = publish.get(model_uri)
+        forget_failure("train", step_uri(root, run_id, TRAINING_STATUS))
         facts = json.loads(open_store(model.root).read("training.json") or b"{}")
         return {"model_uri": model_uri, "digest": model.digest, "steps": facts["steps"], "base": base}
 
     result = once("train", step_uri(root, run_id, "train"), build)
-    forget_failure("train", step_uri(root, run_id, TRAINING_STATUS))
     forget_checkpoints(root, run_id)
     return Trained(model_uri, result["digest"], result["steps"])
 

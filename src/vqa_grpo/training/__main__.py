@@ -171,7 +171,8 @@ def learn(trainer: VQATrainer, start: Path | None, watch: Watch) -> None:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         status = "KILLED" if leave.requested else "FAILED" if watch.guards.stop else "FINISHED"
     except Exception as error:
-        keeper.wait()  # for the checkpoint that is being sealed: it is the one to go on from
+        with world.said_aloud("keeping the last checkpoint"):
+            keeper.wait()  # for the one that is being sealed: it is the one to go on from
         newest = checkpoints.newest_sealed(keeper.output_dir)
         if leave.received:
             status = "KILLED"
