@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from vqa_grpo.contract.failure import ConfigurationError, FailureReason, JobError
+from vqa_grpo.jobs import outcome
 from vqa_grpo.jobs.kind import JobKind, kind_named
 from vqa_grpo.jobs.kubernetes_api import ApiError, ClusterApi, KubernetesApi, own_namespace
 from vqa_grpo.jobs.launcher import Launcher, is_over
@@ -20,7 +21,6 @@ from vqa_grpo.jobs.spec import KINDS, MANAGED_BY, RUN_LABEL, run_label
 
 _PATIENCE_SECONDS = 120.0
 _ABSENT = (403, 404)  # a kind of job that is not installed, or that we may not touch: then none of them is ours
-_ENDED = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class _Janitor:
                 return True
             if kind == "Workflow":
                 return is_over(owner)
-            return (owner.get("status") or {}).get("phase") in _ENDED
+            return outcome.is_over(owner)
         return False
 
     def _running(self, selector: str) -> Iterator[tuple[Place, dict[str, Any]]]:
